@@ -1,0 +1,21 @@
+"""Train one model, tracked and resumable.
+
+python jobs/train.py --preset small
+python jobs/train.py --preset paper workers.count=4 workers.gpus=1
+python jobs/train.py --preset small model.name=edu_emotionnet-tfl training.seed=1
+"""
+
+import sys
+
+from emolab.configuration import parse, run_job
+from emolab.registry.training import train_and_register
+from emolab.training.recipe import TrainSettings
+
+
+def main() -> None:
+    settings, dry_run = parse(TrainSettings, sys.argv[1:], description=__doc__ or "")
+    train_and_register(settings, dry_run=dry_run, report=print)
+
+
+if __name__ == "__main__":
+    run_job(main)

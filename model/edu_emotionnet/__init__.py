@@ -1,0 +1,1 @@
+"""Edu-EmotionNet in PyTorch: the network, its losses and its baselines. Knows neither Ray nor MLflow."""

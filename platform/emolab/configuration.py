@@ -1,0 +1,219 @@
+"""Strict configuration: typed models, presets, YAML files and dotted overrides, one error line for a mistake.
+
+A job's configuration is built in this order, later sources winning: defaults, ``--preset``, ``--config FILE``,
+flags (``--corpus mosi``), dotted overrides (``training.epochs=3``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from emolab.names import UserError, nearest
+
+
+class Settings(BaseModel):
+    """Base of every configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse(
+    settings: type[SettingsType],
+    arguments: Sequence[str],
+    *,
+    description: str,
+    default_preset: Callable[[], tuple[str, str]] | None = None,
+) -> tuple[SettingsType, bool]:
+    """Read a job's command line.
+
+    Args:
+        default_preset: asked for (preset, reason) where neither ``--preset`` nor ``--config`` is given; both are
+            printed, so that nobody wonders which experiment is running.
+
+    Returns:
+        The configuration, and whether ``--dry-run`` was asked for. ``--help`` and ``--print-config`` print and exit.
+
+    Raises:
+        UserError: anything unknown or ill-typed, with the key and the nearest valid one.
+    """
+    parser = _Parser(
+        description=description, epilog=_help(settings), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below")
+    parser.add_argument("--preset", help=f"a ready set of values: {', '.join(presets())}")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    for name, field in settings.model_fields.items():
+        if not _is_section(field.annotation):
+            flag = f"--{name.replace('_', '-')}"
+            parser.add_argument(flag, dest=name, metavar="VALUE", help=field.description, default=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="dotted overrides, see below")
+    options = vars(parser.parse_intermixed_args(list(arguments)))
+    values: dict[str, Any] = {}
+    if default_preset is not None and not options["preset"] and not options["config"]:
+        options["preset"], reason = default_preset()
+        sys.stderr.write(f"preset {options['preset']}: {reason}\n")
+    if options["preset"]:
+        merge(values, read_preset(options["preset"], settings))
+    if options["config"]:
+        merge(values, read_yaml(Path(options["config"])))
+    for name in settings.model_fields:
+        if name in options:
+            values[name] = yaml.safe_load(options[name])
+    for override in options["overrides"]:
+        merge(values, _dotted(override))
+    resolved = validate(settings, values)
+    if options["print_config"]:
+        sys.stdout.write(to_yaml(resolved))
+        raise SystemExit(0)
+    return resolved, options["dry_run"]
+
+
+def run_job(job: Callable[[], None]) -> NoReturn:
+    """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2."""
+    try:
+        job()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: run the same command again to continue\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def validate(settings: type[SettingsType], values: Mapping[str, Any], *, where: str = "") -> SettingsType:
+    """Values -> typed settings.
+
+    Raises:
+        UserError: the first mistake, as ``where: key: what is wrong``.
+    """
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(where + explain(error, settings)) from None
+
+
+def explain(error: ValidationError, settings: type[BaseModel]) -> str:
+    """The first mistake of a validation error as one line."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys(settings, path[:-1])
+        return f"unknown key {key!r}{nearest(path[-1], known)} (valid here: {', '.join(known)})"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}: {message}{given}{more}" if key else message + more
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def presets() -> list[str]:
+    """Names of the presets shipped with the package."""
+    folder = resources.files("emolab.presets")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def read_preset(name: str, settings: type[BaseModel]) -> dict[str, Any]:
+    """Values of a preset, reduced to the sections that a job has.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if name not in presets():
+        raise UserError(f"unknown preset {name!r}{nearest(name, presets())} (presets: {', '.join(presets())})")
+    text = resources.files("emolab.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    section = getattr(settings, "preset_section", None)
+    return values[section] if section else {key: values[key] for key in values if key in settings.model_fields}
+
+
+def merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Lay ``update`` over ``base``, section by section, in place."""
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """``nested("a.b", 1)`` is ``{"a": {"b": 1}}``."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def to_yaml(settings: BaseModel) -> str:
+    """The resolved configuration as YAML that ``--config`` takes back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _dotted(override: str) -> dict[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"cannot read {override!r}: overrides are written section.key=value")
+    try:
+        return nested(key, yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise UserError(f"cannot read the value of {override!r}") from None
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _keys(settings: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = settings.model_fields.get(part)
+        if field is None or not _is_section(field.annotation):
+            return []
+        settings = field.annotation  # pyright: ignore[reportAssignmentType]  # _is_section has looked
+    return list(settings.model_fields)
+
+
+def _help(settings: type[BaseModel], prefix: str = "") -> str:
+    lines = [] if prefix else ["keys and defaults (set them as section.key=value or in a YAML file):"]
+    for name, field in settings.model_fields.items():
+        if _is_section(field.annotation):
+            lines.append(_help(field.annotation, f"{prefix}{name}."))  # pyright: ignore[reportArgumentType]
+        elif prefix:
+            lines.append(
+                f"  {prefix}{name} = {field.get_default(call_default_factory=True)!r}  {field.description or ''}"
+            )
+    return "\n".join(line.rstrip() for line in lines if line)

@@ -1,0 +1,1 @@
+"""Corpora, one file each, all yielding the same sessions."""

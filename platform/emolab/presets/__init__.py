@@ -1,0 +1,1 @@
+"""Ready sets of values for --preset, one YAML file each."""

@@ -1,0 +1,78 @@
+"""Registering a trained model as a version that loads anywhere, without pickle and without this platform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import mlflow
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import edu_emotionnet
+from emolab import checkpoint
+from emolab.names import UserError, checked_name
+
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: str
+    run_id: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(folder: Path, name: str, *, run_id: str, tracking_uri: str, alias: str = CHALLENGER) -> ModelVersion:
+    """Log a kept model to its run, make it a version of ``name``, and point ``alias`` at it.
+
+    A run is registered once: doing it again finds the version and moves the alias back to it.
+
+    Raises:
+        UserError: the checkpoint is damaged or the registry refuses.
+    """
+    checked_name(name, what="registered model name")
+    saved = checkpoint.load(folder)
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        version = _existing(client, name, run_id) or _log(folder, name, run_id=run_id, tracking_uri=tracking_uri)
+        client.set_model_version_tag(name, version, "emolab.dataset", saved.state["dataset_digest"])
+        client.set_model_version_tag(name, version, "emolab.model", saved.state["model"]["name"])
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise UserError(f"the registry refused {name}: {' '.join(str(error).split())[:200]}") from None
+    return ModelVersion(name=name, version=version, run_id=run_id)
+
+
+def _existing(client: MlflowClient, name: str, run_id: str) -> str | None:
+    found = client.search_model_versions(f"name = '{name}'")
+    return next((str(version.version) for version in found if version.run_id == run_id), None)
+
+
+def _log(folder: Path, name: str, *, run_id: str, tracking_uri: str) -> str:
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    mlflow.start_run(run_id=run_id)
+    try:
+        info = mlflow.pyfunc.log_model(
+            name="registered_model",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"checkpoint": str(folder)},
+            code_paths=[str(Path(edu_emotionnet.__file__).parent)],
+            pip_requirements=[
+                f"{p}=={metadata.version(p)}" for p in ("mlflow", "torch", "safetensors", "numpy", "pydantic")
+            ],
+            registered_model_name=name,
+        )
+    finally:
+        mlflow.end_run()
+    return str(info.registered_model_version)

@@ -1,0 +1,87 @@
+"""One self-contained HTML page: figures inside, tables sortable, light and dark, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_CSS = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #f3f4f6; --line: #d9dce1; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #16181c; --soft: #1f2328; --line: #363b42; } }
+body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px;
+  padding: .8rem; overflow-x: auto; }
+figure svg { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+th { cursor: pointer; background: var(--soft); position: sticky; top: 0; }
+tr:hover td { background: var(--soft); } code { font-size: .9em; }
+"""
+
+_SORT = """
+for (const table of document.querySelectorAll('table')) {
+  table.querySelectorAll('th').forEach((head, column) => head.addEventListener('click', () => {
+    const body = table.tBodies[0], up = head.dataset.up !== 'true';
+    head.dataset.up = up;
+    const key = row => row.cells[column].dataset.value;
+    const order = (a, b) => { const x = key(a), y = key(b), n = x - y;
+      return (isNaN(n) ? x.localeCompare(y) : n) * (up ? 1 : -1); };
+    [...body.rows].sort(order).forEach(row => body.append(row));
+  }));
+}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableData:
+    """Columns and rows of plain values."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A titled part of a page: text, a table, an SVG figure, or several of them."""
+
+    title: str
+    text: str = ""
+    table: TableData | None = None
+    figure: bytes | None = None
+
+
+def page(title: str, lines: Sequence[str], sections: Sequence[Section]) -> bytes:
+    """The page as UTF-8 HTML. Text is escaped; figures are our own SVG and are inlined as they are."""
+    head = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    body = "".join(_section(section) for section in sections)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>'
+        f"<body><h1>{html.escape(title)}</h1>{head}{body}<script>{_SORT}</script></body></html>\n"
+    ).encode()
+
+
+def _section(section: Section) -> str:
+    text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
+    figure = section.figure.decode() if section.figure else ""
+    picture = f"<figure>{figure[figure.find('<svg') :]}</figure>" if figure else ""
+    return f"<section><h2>{html.escape(section.title)}</h2>{text}{_table(section.table)}{picture}</section>"
+
+
+def _table(table: TableData | None) -> str:
+    if table is None:
+        return ""
+    heads = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
+    rows = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in table.rows)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f'<td data-value="{html.escape(str(value))}">{html.escape(shown)}</td>'

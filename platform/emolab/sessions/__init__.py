@@ -1,0 +1,1 @@
+"""Session shards, the data contract between preparation and everything after it."""

@@ -1,0 +1,179 @@
+"""Sessions in memory and the plan by which an epoch visits them.
+
+Sessions stay in the columnar memory that Arrow read or Ray's object store shares between processes; a batch copies
+the rows it needs and nothing else. Which sessions make a global batch depends on the seed and the epoch alone, so a
+run with W workers sees the batches of a run with one: each worker takes every W-th session of every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from edu_emotionnet.batch import IGNORED_LABEL, MODALITIES, SessionBatch
+from emolab.corpora.corpus import Split
+from emolab.names import UserError
+from emolab.sessions.manifest import Manifest
+from emolab.sessions.shards import read_shard
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one Arrow table; every array is laid out step after step, session after session."""
+
+    session_ids: list[str]
+    speaker_ids: list[str]
+    starts: NDArray[np.int64]
+    """(N + 1,) index of each session's first step; the last entry is the number of steps."""
+    features: dict[str, NDArray[np.float32]]
+    """Modality -> (steps, D_m), a view of the table's buffer."""
+    present: dict[str, NDArray[np.bool_]]
+    quality: dict[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Block:
+        """View a table of the shard schema as arrays.
+
+        Raises:
+            UserError: a feature that is not finite although its modality is marked present, naming the session.
+        """
+        table = table.combine_chunks()
+        lengths = table.column("num_steps").to_numpy()
+        steps = int(lengths.sum())
+
+        def flat(column: str) -> NDArray[Any]:
+            parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column(column).chunks]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+        modalities = [name for name in MODALITIES if f"features.{name}" in table.column_names]
+        block = cls(
+            session_ids=table.column("session_id").to_pylist(),
+            speaker_ids=table.column("speaker_id").to_pylist(),
+            starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            features={name: flat(f"features.{name}").reshape(steps, -1) for name in modalities},
+            present={name: flat(f"present.{name}") for name in modalities},
+            quality={name: flat(f"quality.{name}") for name in modalities if f"quality.{name}" in table.column_names},
+            labels=flat("labels"),
+        )
+        block._refuse_non_finite()
+        return block
+
+    def _refuse_non_finite(self) -> None:
+        for name, values in self.features.items():
+            bad = ~np.isfinite(values).all(axis=1) & self.present[name]
+            if bad.any():
+                step = int(np.argmax(bad))
+                session = int(np.searchsorted(self.starts, step, side="right")) - 1
+                raise UserError(
+                    f"session {self.session_ids[session]!r}: {name} features are not finite at step "
+                    f"{step - int(self.starts[session])} although marked present"
+                )
+
+
+class SessionStore:
+    """All sessions of one split, by position."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = [block for block in blocks if block.session_ids]
+        self._rows = [(b, i) for b, block in enumerate(self.blocks) for i in range(len(block.session_ids))]
+        ids = self.session_ids
+        if len(set(ids)) != len(ids):
+            raise UserError(f"session id {_first_duplicate(ids)!r} is duplicated")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.blocks[0].features) if self.blocks else ()
+
+    @cached_property
+    def session_ids(self) -> list[str]:
+        return [name for block in self.blocks for name in block.session_ids]
+
+    @cached_property
+    def speaker_ids(self) -> list[str]:
+        return [name for block in self.blocks for name in block.speaker_ids]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) steps per session."""
+        return np.concatenate([np.diff(block.starts) for block in self.blocks] or [np.zeros(0, np.int64)])
+
+    def batch(self, indices: Iterable[int]) -> SessionBatch:
+        """The sessions at these positions, padded to the longest of them."""
+        rows = [self._rows[index] for index in indices]
+        spans = [(self.blocks[b], int(self.blocks[b].starts[i]), int(self.blocks[b].starts[i + 1])) for b, i in rows]
+        shape = (len(spans), max(end - start for _, start, end in spans))
+        labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+        widths = {name: values.shape[1] for name, values in self.blocks[0].features.items()}
+        features = {name: np.zeros((*shape, width), np.float32) for name, width in widths.items()}
+        present = {name: np.zeros(shape, np.bool_) for name in widths}
+        for row, (block, start, end) in enumerate(spans):
+            labels[row, : end - start] = block.labels[start:end]
+            for name in widths:
+                features[name][row, : end - start] = block.features[name][start:end]
+                present[name][row, : end - start] = block.present[name][start:end]
+        return SessionBatch(
+            features={name: torch.from_numpy(values) for name, values in features.items()},
+            present={name: torch.from_numpy(values) for name, values in present.items()},
+            lengths=torch.tensor([end - start for _, start, end in spans]),
+            labels=torch.from_numpy(labels),
+        )
+
+    def quality(self, indices: Iterable[int]) -> dict[str, NDArray[np.float32]]:
+        """Modality -> true quality of the sessions' steps, one session after the other; empty where unknown."""
+        rows = [self._rows[index] for index in indices]
+        return {
+            name: np.concatenate(
+                [self.blocks[b].quality[name][self.blocks[b].starts[i] : self.blocks[b].starts[i + 1]] for b, i in rows]
+            )
+            for name in (self.blocks[0].quality if self.blocks else ())
+        }
+
+
+def load_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
+    """Read one split in this process, every digest checked.
+
+    Raises:
+        UserError: a shard is missing, damaged, or holds something a model cannot be trained on.
+    """
+    blocks = []
+    for shard in manifest.split_shards(split):
+        try:
+            blocks.append(Block.from_table(read_shard(folder, shard)))
+        except UserError as error:
+            raise UserError(str(error) if shard.path in str(error) else f"shard {shard.path}: {error}") from None
+    return SessionStore(blocks)
+
+
+def epoch_batches(
+    sessions: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, workers: int = 1
+) -> list[NDArray[np.int64]]:
+    """Positions of the sessions in each batch of one worker, for one shuffled epoch.
+
+    ``batch_size`` is the global one. Every worker gets equally many batches; at the end of an epoch a worker's
+    share of the last batch can be empty.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(sessions)
+    return [order[start : start + batch_size][rank::workers] for start in range(0, sessions, batch_size)]
+
+
+def ordered_batches(sessions: int, batch_size: int, *, rank: int = 0, workers: int = 1) -> list[NDArray[np.int64]]:
+    """Every session once, in order, dealt to the workers one by one: for evaluation, where shares may differ."""
+    mine = np.arange(rank, sessions, workers)
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+
+def _first_duplicate(names: Sequence[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))

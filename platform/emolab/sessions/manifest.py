@@ -1,0 +1,140 @@
+"""dataset.json: what a folder of session shards holds, and the digests that prove it still does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edu_emotionnet.batch import FeatureStatistics
+from emolab.configuration import explain
+from emolab.corpora.corpus import Split
+from emolab.names import UserError
+from emolab.sessions.schema import SCHEMA_VERSION
+
+FILE_NAME = "dataset.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Record):
+    """One Parquet file."""
+
+    path: str = Field(pattern=r"^(train|validation|test)/[A-Za-z0-9._-]+\.parquet$")
+    """Relative to the manifest; the pattern keeps a manifest from pointing anywhere else."""
+    sha256: str
+    rows: int
+    steps: int
+
+
+class Statistics(_Record):
+    """Per-feature mean and standard deviation over the observed steps of the training split."""
+
+    mean: dict[str, list[float]]
+    std: dict[str, list[float]]
+
+
+class SplitSummary(_Record):
+    """What a split holds, for people and for reports."""
+
+    sessions: int
+    steps: int
+    speakers: list[str]
+    label_counts: list[int]
+    """Labelled steps per class."""
+    present: dict[str, float]
+    """Modality -> share of steps at which it was observed."""
+    reference_scores: dict[str, float] = {}
+    """Scores to read results against, from the corpus itself (EduSim: the exact filter's ceiling)."""
+
+
+class Manifest(_Record):
+    """The contract between preparation and every later stage."""
+
+    schema_version: int = SCHEMA_VERSION
+    corpus: str
+    classes: list[str]
+    dimensions: dict[str, int]
+    step_seconds: float
+    seed: int
+    command: str
+    options: dict[str, Any] = {}
+    """The corpus's options, so that the same command finds its own data set again."""
+    provenance: dict[str, Any] = {}
+    statistics: Statistics
+    splits: dict[Split, SplitSummary]
+    shards: list[Shard]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content of the data set: the same data has the same digest wherever it lies."""
+        content = {
+            "classes": self.classes,
+            "dimensions": self.dimensions,
+            "shards": [(shard.path, shard.sha256) for shard in self.shards],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def feature_statistics(self) -> FeatureStatistics:
+        return FeatureStatistics(mean=self.statistics.mean, std=self.statistics.std)
+
+    def split_shards(self, split: Split) -> list[Shard]:
+        return [shard for shard in self.shards if shard.path.startswith(f"{split}/")]
+
+    @property
+    def class_prior(self) -> float:
+        """Accuracy on validation of always answering with the training split's most frequent class."""
+        train, validation = self.splits["train"].label_counts, self.splits["validation"].label_counts
+        return validation[train.index(max(train))] / max(1, sum(validation))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a data set.
+
+    Raises:
+        UserError: the folder or its manifest is missing, malformed or of another schema version.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} is not a data set ({FILE_NAME} is missing): make one with jobs/prepare.py")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Manifest)}") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; prepare it again"
+        )
+    return manifest
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write dataset.json; last of all, so that a folder with a manifest is a whole data set."""
+    write_atomically(folder / FILE_NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is found whole or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+    """JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,1 @@
+"""Studies: comparisons, searches as a whole, and the statistics they rest on."""

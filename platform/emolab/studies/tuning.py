@@ -1,0 +1,142 @@
+"""jobs/tune.py as a whole: data, search, the winner trained with DDP, registered and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from emolab.cluster import cluster_gpus, connected, running_cluster
+from emolab.registry.versions import register
+from emolab.reports.search import search_page
+from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
+from emolab.sessions.preparation import prepare
+from emolab.tracking.runs import open_tracker
+from emolab.tracking.tracker import Tracker
+from emolab.training.recipe import WorkerSettings
+from emolab.training.train import TrainedModel, train
+from emolab.tuning.search import SearchResult, TuneSettings, plan_search, search
+
+
+def default_preset() -> tuple[str, str]:
+    """The preset for a call without one, and the reason for the choice."""
+    if running_cluster():
+        with connected():
+            gpus, place = cluster_gpus(), "the cluster"
+    else:
+        gpus, place = torch.cuda.device_count(), "this machine"
+    if gpus:
+        return "paper", f"{place} has {gpus} GPU(s)"
+    return "small", f"{place} has no GPU, and the paper's size would take days on CPUs"
+
+
+def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]) -> TrainedModel | None:
+    """Prepare the data where they are missing, search, train the winner, register it, write the report.
+
+    Running the same call again goes on where it stopped.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    with connected(settings.cluster):
+        _prepare(settings, report, dry_run=dry_run)
+        if dry_run and not (Path(settings.data) / FILE_NAME).exists():
+            return None
+        report(plan_search(settings).describe(settings))
+        if dry_run:
+            return None
+        tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+        result = search(settings, tracker, report=report)
+        winner = _train_winner(settings, result, tracker, report)
+    _conclude(settings, result, winner, tracker, report)
+    return winner
+
+
+def _prepare(settings: TuneSettings, report: Callable[[str], None], *, dry_run: bool) -> None:
+    plan = settings.prepare
+    if plan is None or Path(plan.output) != Path(settings.data) or (Path(settings.data) / FILE_NAME).exists():
+        return
+    report(f"data set {settings.data} is missing and will be made: {plan.corpus} {plan.options}")
+    if not dry_run:
+        prepare(plan.build(), Path(plan.output), seed=plan.seed, shard_sessions=plan.shard_sessions, report=report)
+
+
+def _train_winner(
+    settings: TuneSettings, result: SearchResult, tracker: Tracker, report: Callable[[str], None]
+) -> TrainedModel:
+    workers = WorkerSettings.model_validate(
+        settings.workers.model_dump() | {"count": max(settings.tuning.final_workers, settings.workers.count)}
+    )
+    chosen = result.settings.model_copy(
+        update={"workers": workers, "name": f"{result.folder.name}-best-{result.best.number}"}
+    )
+    report(f"training the best configuration (trial {result.best.number}) with {workers.count} worker(s)")
+    return train(chosen, tracker=tracker, parent=result.run_id, tags={"emolab.kind": "best"})
+
+
+def _conclude(
+    settings: TuneSettings,
+    result: SearchResult,
+    winner: TrainedModel,
+    tracker: Tracker,
+    report: Callable[[str], None],
+) -> None:
+    run = tracker.resume(result.run_id)
+    page = result.folder / "report.html"
+    write_atomically(page, search_page(result, winner))
+    run.log_file(page)
+    run.log_metrics({"best_trial_macro_f1": result.best.value or 0.0}, step=len(result.records))
+    best = result.folder / "best.yaml"
+    lines = [
+        *_comparison(result.manifest, result, winner),
+        f"report  {page}",
+        f"study   optuna-dashboard {result.study.url}",
+        f"runs    {tracker.instructions()}",
+        f"best    python jobs/train.py --config {best} --data {settings.data}",
+    ]
+    if settings.register_as and tracker.uri:
+        version = register(
+            winner.folder / "model", settings.register_as, run_id=winner.run_id, tracking_uri=tracker.uri
+        )
+        run.set_tags({"emolab.registered": version.uri})
+        lines.append(f"model   {version.uri}  (alias challenger)")
+    run.finish()
+    print_trials(result)
+    report("\n".join(lines))
+
+
+def print_trials(result: SearchResult, *, most: int = 20) -> None:
+    """The table of trials, best first."""
+    keys = list(result.best.parameters)
+    table = Table(title=f"{len(result.records)} trials of {result.folder.name}")
+    for column in ("trial", "state", "validation macro-F1", "epochs", *keys):
+        table.add_column(column, justify="left" if column == "state" else "right")
+    for record in result.records[:most]:
+        score = "-" if record.value is None else f"{record.value:.4f}"
+        values = [_number(record.parameters.get(key)) for key in keys]
+        table.add_row(str(record.number), record.state.lower(), score, str(record.epochs), *values)
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def _comparison(manifest: Manifest, result: SearchResult, winner: TrainedModel) -> list[str]:
+    reference = manifest.splits["validation"].reference_scores
+    parameters = ", ".join(f"{key}={_number(value)}" for key, value in result.best.parameters.items())
+    ceiling = f", ceiling {reference['ceiling_macro_f1']:.4f}" if "ceiling_macro_f1" in reference else ""
+    return [
+        f"best parameters: {parameters}",
+        f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
+        f"{winner.progress.best_macro_f1:.4f} (class prior {prior_macro_f1(manifest):.4f}{ceiling})",
+    ]
+
+
+def prior_macro_f1(manifest: Manifest) -> float:
+    """Validation macro-F1 of always answering with the training split's most frequent class."""
+    classes = len(manifest.classes)
+    return 2 * manifest.class_prior / (1 + manifest.class_prior) / classes
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Tracking: every number in every report names the run it came from."""

@@ -1,0 +1,37 @@
+"""Where a result comes from: code, versions, command."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import emolab
+
+
+def code_version() -> dict[str, str]:
+    """Tags that say which code ran: release, git commit, whether the working tree differed from it, the command."""
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "emolab.version": emolab.__version__,
+        "emolab.git_commit": commit or "unknown",
+        "emolab.git_clean": "unknown" if commit is None else str(not changed).lower(),
+        "emolab.command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "emolab.versions": ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "pyarrow")
+        ),
+        "emolab.python": platform.python_version(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(emolab.__file__).resolve().parent
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,140 @@
+"""MLflow as the tracker; the only module that knows MLflow's tracking interface."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Read when MLflow is imported: a dead server must cost seconds, not the minutes of its default retries,
+# and nothing of ours is ever unpickled.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from emolab.names import UserError, checked_name
+from emolab.tracking.tracker import NoTracker, Run, Status, Tracker
+
+_PARENT_TAG = "mlflow.parentRunId"
+_BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
+
+
+class MLflowRun(Run):
+    """A run behind MLflow's client, without the process-wide "active run" of its fluent interface."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+        self._recorded: set[tuple[str, int]] = set()
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        now = int(time.time() * 1000)
+        new = {name: value for name, value in metrics.items() if (name, step) not in self._recorded}
+        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in new.items()])
+        self._recorded |= {(name, step) for name in new}
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        known = self._client.get_run(self.run_id).data.params
+        new = [Param(name, str(value)[:6000]) for name, value in parameters.items() if name not in known]
+        for start in range(0, len(new), _BATCH):
+            self._client.log_batch(self.run_id, params=new[start : start + _BATCH])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def log_file(self, path: Path, *, folder: str | None = None) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), folder)
+        else:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_text(self, text: str, name: str) -> None:
+        self._client.log_text(self.run_id, text, name)
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        self._client.set_terminated(self.run_id, status)
+
+    def remember_recorded(self) -> None:
+        """Learn what an earlier process logged, so that an epoch which ran twice is recorded once."""
+        for name in self._client.get_run(self.run_id).data.metrics:
+            self._recorded |= {(name, metric.step) for metric in self._client.get_metric_history(self.run_id, name)}
+
+
+class MLflowTracker(Tracker):
+    """An experiment on an MLflow server or in an SQLite file."""
+
+    def __init__(self, uri: str, experiment: str, *, artifacts: Path | None = None) -> None:
+        """Open the store; the first to open a fresh SQLite file creates its tables, so the driver must come first.
+
+        Raises:
+            UserError: the tracker cannot be reached.
+        """
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        try:
+            found = self._client.get_experiment_by_name(experiment)
+            location = artifacts.resolve().as_uri() if artifacts is not None else None
+            self._experiment = (
+                found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
+            )
+        except MlflowException as error:
+            raise UserError(f"the tracker {uri} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+    @property
+    def client(self) -> MlflowClient:
+        """For the registry, which lives behind the same connection."""
+        return self._client
+
+    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+        all_tags = dict(tags or {}) | ({_PARENT_TAG: parent} if parent else {})
+        run = self._client.create_run(self._experiment, run_name=checked_name(name, what="run name"), tags=all_tags)
+        return MLflowRun(self._client, run.info.run_id)
+
+    def resume(self, run_id: str) -> Run:
+        run = MLflowRun(self._client, run_id)
+        run.remember_recorded()
+        return run
+
+    def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
+        conditions = [f"tags.`{tag}` = '{checked_name(value, what='tag value')}'"]
+        if parent:
+            conditions.append(f"tags.`{_PARENT_TAG}` = '{checked_name(parent, what='run id')}'")
+        runs = self._client.search_runs(
+            [self._experiment],
+            " and ".join(conditions),
+            ViewType.ACTIVE_ONLY,
+            order_by=["attributes.start_time DESC"],
+        )
+        return [run.info.run_id for run in runs]
+
+    def instructions(self) -> str:
+        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.uri}"
+
+
+def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> Tracker:
+    """The tracker of a job: the configured one, else MLFLOW_TRACKING_URI, else SQLite in the output folder.
+
+    Raises:
+        UserError: the tracker cannot be reached.
+    """
+    if not enabled:
+        return NoTracker()
+    configured = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if configured:
+        return MLflowTracker(configured, experiment)
+    output.mkdir(parents=True, exist_ok=True)
+    database = output.resolve() / "mlflow.db"
+    return MLflowTracker(f"sqlite:///{database}", experiment, artifacts=output / "mlflow-artifacts")
+
+
+def attach(uri: str, experiment: str, run_id: str) -> Run:
+    """A run that another process began, for a worker."""
+    return MLflowTracker(uri, experiment).resume(run_id) if uri else NoTracker().resume(run_id)

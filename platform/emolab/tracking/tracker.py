@@ -1,0 +1,108 @@
+"""What the platform asks of a tracker, and the twin that records nothing."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Run(ABC):
+    """One tracked run. Contract, checked for every implementation by one suite of tests:
+
+    - logging the same metric of the same step twice leaves it recorded once;
+    - ``finish`` may be called again after a run was resumed;
+    - values are flat JSON; nested parameters are flattened with dots by the caller.
+    """
+
+    run_id: str
+
+    @abstractmethod
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record the metrics of one step."""
+
+    @abstractmethod
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Record what the run was given; later calls may add names, not change values."""
+
+    @abstractmethod
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or replace tags."""
+
+    @abstractmethod
+    def log_file(self, path: Path, *, folder: str | None = None) -> None:
+        """Store a file, or all files of a folder, as artifacts."""
+
+    @abstractmethod
+    def log_text(self, text: str, name: str) -> None:
+        """Store a text as the artifact ``name``."""
+
+    @abstractmethod
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Close the run."""
+
+    def log_json(self, value: Any, name: str) -> None:
+        """Store JSON as the artifact ``name``."""
+        self.log_text(json.dumps(value, indent=1, allow_nan=False), name)
+
+
+class Tracker(ABC):
+    """Where runs are recorded."""
+
+    uri: str
+
+    @abstractmethod
+    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+        """Begin a run; ``parent`` is a run id."""
+
+    @abstractmethod
+    def resume(self, run_id: str) -> Run:
+        """Go on with a run that was begun before, here or in another process."""
+
+    @abstractmethod
+    def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
+        """Ids of the runs of this experiment that carry a tag, newest first."""
+
+    @abstractmethod
+    def instructions(self) -> str:
+        """The command with which a person looks at the runs."""
+
+
+class NoRun(Run):
+    """Records nothing."""
+
+    run_id = "untracked"
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+    def log_file(self, path: Path, *, folder: str | None = None) -> None: ...
+
+    def log_text(self, text: str, name: str) -> None: ...
+
+    def finish(self, status: Status = "FINISHED") -> None: ...
+
+
+class NoTracker(Tracker):
+    """For runs that nobody wants to keep."""
+
+    uri = ""
+
+    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+        return NoRun()
+
+    def resume(self, run_id: str) -> Run:
+        return NoRun()
+
+    def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
+        return []
+
+    def instructions(self) -> str:
+        return "tracking is disabled"

@@ -1,0 +1,1 @@
+"""Training: one recipe, one loop, in one process or under Ray Train."""

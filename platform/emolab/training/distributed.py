@@ -1,0 +1,121 @@
+"""The same loop under Ray Train: DDP workers fed by Ray Data. The only module that knows Ray Train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+
+from emolab.checkpoint import CheckpointFolder
+from emolab.cluster import require, user_error, worker_environment
+from emolab.names import UserError
+from emolab.sessions.manifest import read_manifest
+from emolab.tracking.runs import attach
+from emolab.training.data import from_datasets, shared_datasets
+from emolab.training.loop import NonFiniteLossError, fit, run_to_end
+from emolab.training.metrics import EpochReport
+from emolab.training.processes import Workers
+from emolab.training.recipe import TrainSettings
+
+
+def fit_distributed(
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    tracker_uri: str = "",
+    run_id: str = "",
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> None:
+    """Train with ``settings.workers.count`` processes; the result is the newest checkpoint in ``folder``.
+
+    Raises:
+        UserError: the cluster is too small, or the data are unusable.
+        NonFiniteLossError: as in the loop.
+    """
+    plan = settings.workers
+    require(
+        {"CPU": plan.count * plan.cpus} | ({"GPU": plan.count * plan.gpus} if plan.gpus else {}),
+        purpose=f"training with {plan.count} workers",
+    )
+    data = Path(settings.data).resolve()
+    datasets: dict[str, Any] = dict(shared_datasets(data, read_manifest(data)))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "settings": settings.model_dump(mode="json") | {"data": str(data)},
+            "folder": str(folder.resolve()),
+            "tracker_uri": tracker_uri,
+            "run_id": run_id,
+        },
+        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.count,
+            use_gpu=bool(plan.gpus),
+            resources_per_worker={"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{folder.name}-{os.urandom(3).hex()}",  # Ray Train's own records; what resumes is our checkpoint
+            storage_path=str(folder.resolve() / "ray"),
+            callbacks=list(callbacks),
+            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
+            worker_runtime_env={"env_vars": worker_environment() | {"OMP_NUM_THREADS": str(max(1, int(plan.cpus)))}},
+        ),
+        datasets=datasets,
+        # Not split here: batches are planned over all sessions, so that they do not depend on the number of workers.
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _cause(error) from error
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every worker runs."""
+    settings = TrainSettings.model_validate(config["settings"])
+    context = ray.train.get_context()
+    workers = Workers(rank=context.get_world_rank(), count=context.get_world_size(), device=get_device())
+    manifest = read_manifest(Path(settings.data))
+    data = from_datasets(
+        manifest,
+        {
+            split: ray.train.get_dataset_shard(split)
+            for split in ("train", "validation")
+            if manifest.split_shards(split)
+        },
+    )
+    torch.manual_seed(settings.training.seed)
+    model = settings.model.build(manifest).to(workers.device)
+    run = attach(config["tracker_uri"], settings.tracking.experiment, config["run_id"]) if workers.rank == 0 else None
+
+    def report(epoch: EpochReport) -> None:
+        if run is not None:
+            run.log_metrics(epoch.metrics(), step=epoch.epoch)
+        ray.train.report({**epoch.metrics(), "finished": epoch.finished})
+
+    epochs = fit(
+        model,
+        prepare_model(model),
+        data.train,
+        data.validation,
+        settings.training,
+        workers=workers,
+        checkpoints=CheckpointFolder(Path(config["folder"]) / "checkpoints"),
+    )
+    run_to_end(epochs, report)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The loop's own error out of what Ray Train wraps around it."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        text = str(failure)
+        if NonFiniteLossError.__name__ in text:
+            return NonFiniteLossError(text.rsplit(f"{NonFiniteLossError.__name__}: ", 1)[1].splitlines()[0])
+        if isinstance(user_error(failure), UserError):
+            return user_error(failure)
+    return error

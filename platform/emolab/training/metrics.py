@@ -1,0 +1,66 @@
+"""Metrics from confusion counts: integers add up exactly, so a score does not depend on who counted what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of one model on one split."""
+
+    confusion: NDArray[np.int64]
+    """(K, K) counts of steps, rows true, columns predicted."""
+    loss: float
+    cross_entropy: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
+
+    @property
+    def class_f1(self) -> NDArray[np.float64]:
+        """(K,) F1 of every class; 0 for a class that neither occurs nor is predicted."""
+        hits = np.diag(self.confusion)
+        return 2.0 * hits / np.maximum(1, self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
+
+    @property
+    def macro_f1(self) -> float:
+        return float(self.class_f1.mean())
+
+    def scores(self, prefix: str) -> dict[str, float]:
+        """Flat names for a tracker."""
+        return {
+            f"{prefix}_accuracy": self.accuracy,
+            f"{prefix}_macro_f1": self.macro_f1,
+            f"{prefix}_loss": self.loss,
+            f"{prefix}_cross_entropy": self.cross_entropy,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """What is known after an epoch."""
+
+    epoch: int
+    """Number of finished epochs."""
+    train_loss: float
+    train_cross_entropy: float
+    train_smoothness: float
+    validation_loss: float | None
+    validation_cross_entropy: float | None
+    validation_accuracy: float | None
+    validation_macro_f1: float | None
+    best_macro_f1: float | None
+    best_epoch: int
+    learning_rate: float
+    sessions_per_second: float
+    finished: bool
+    """Whether the run ends here: all epochs done, or early stopping."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers that exist, by name."""
+        return {key: float(value) for key, value in asdict(self).items() if value is not None and key != "finished"}

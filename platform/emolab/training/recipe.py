@@ -1,0 +1,151 @@
+"""What a training run is: data, model, optimisation, workers. The defaults are the paper's (section IV)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from torch import nn
+
+from edu_emotionnet import zoo
+from emolab.configuration import Settings
+from emolab.names import nearest
+from emolab.sessions.manifest import Manifest, canonical_json
+
+
+class ModelSettings(Settings, extra="allow"):
+    """A model by name; every other key is an option of that model's own configuration."""
+
+    name: str = Field(default="edu_emotionnet", description="a model of the zoo")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, values: Any) -> Any:
+        """Fill in the model's defaults and check its options, so that a resolved configuration says everything."""
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("name", "edu_emotionnet")
+        options = {key: value for key, value in values.items() if key != "name"}
+        return {"name": name} | asdict(_model_options(name, options))
+
+    @property
+    def options(self) -> Any:
+        """The model's configuration dataclass."""
+        return _model_options(self.name, dict(self.model_extra or {}))
+
+    def build(self, manifest: Manifest) -> nn.Module:
+        """The model for a data set, freshly initialised from torch's current random state."""
+        return zoo.build(
+            self.name,
+            self.options,
+            dimensions=manifest.dimensions,
+            classes=len(manifest.classes),
+            statistics=manifest.feature_statistics,
+        )
+
+
+def _model_options(name: str, options: Mapping[str, Any]) -> Any:
+    entry = zoo.entry(name)
+    known = [field.name for field in fields(entry.config)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}{nearest(key, known)} (options of {name}: {', '.join(known)})")
+    values = asdict(entry.config) | dict(options)
+    for key in entry.fixed & set(options):
+        if options[key] != getattr(entry.config, key):
+            raise ValueError(f"{key} is what makes {name} what it is and cannot be changed")
+    try:
+        return TypeAdapter(type(entry.config)).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{place}: {message}" if place else message) from None
+
+
+class TrainingSettings(Settings):
+    """Optimisation, as the paper has it."""
+
+    epochs: int = Field(default=50, ge=1, le=100_000)
+    batch_size: int = Field(default=128, ge=1, description="sessions per optimizer step, over all workers")
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    weight_decay: float = Field(default=1e-5, ge=0.0)
+    warmup_epochs: int = Field(default=5, ge=0, description="linear warm-up, step by step")
+    decay_epochs: tuple[int, ...] = Field(
+        default=(30, 40), description="epochs at which the rate is multiplied by decay_factor"
+    )
+    decay_factor: float = Field(default=0.1, gt=0.0, le=1.0)
+    kl_weight: float = Field(
+        default=0.1, ge=0.0, description="lambda of equation 10; the paper does not give its value"
+    )
+    gradient_clip: float | None = Field(
+        default=None, gt=0.0, description="largest gradient norm; no clipping where null"
+    )
+    modality_dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of sessions trained with randomly missing steps (LNLN's scheme: 0.5)",
+    )
+    patience: int = Field(default=5, ge=1, description="epochs without a better validation macro-F1 before stopping")
+    selection: Literal["best", "last"] = Field(
+        default="best",
+        description="weights kept: best validation macro-F1, or the last epoch's (no validation needed)",
+    )
+    seed: int = Field(default=0, ge=0)
+
+    def learning_rate_at(self, epoch: int, step: int, steps: int) -> float:
+        """Rate for one optimizer step: a function of the position alone, so that resuming needs no scheduler state."""
+        rate = self.learning_rate * self.decay_factor ** sum(epoch >= boundary for boundary in self.decay_epochs)
+        done = epoch + (step + 1) / steps
+        return rate * min(1.0, done / self.warmup_epochs) if self.warmup_epochs else rate
+
+
+class WorkerSettings(Settings):
+    """Processes that train one model together."""
+
+    count: int = Field(default=1, ge=1, le=10_000, description="DDP workers; 1 trains in the calling process")
+    gpus: int = Field(default=0, ge=0, le=1, description="GPUs per worker")
+    cpus: float = Field(default=1.0, gt=0.0, description="CPUs per worker")
+    max_failures: int = Field(default=2, ge=0, description="restarts from the newest checkpoint after a worker is lost")
+
+
+class TrackingSettings(Settings):
+    """Where runs are recorded."""
+
+    uri: str | None = Field(
+        default=None, description="MLflow; null: MLFLOW_TRACKING_URI, else SQLite in the output folder"
+    )
+    experiment: str = "edu-emotionnet"
+    enabled: bool = True
+
+
+class TrainSettings(Settings):
+    """One training run (jobs/train.py)."""
+
+    data: str = Field(default="data/edusim-small", description="folder made by jobs/prepare.py")
+    output: str = Field(default="runs", description="folder for checkpoints, results and the embedded tracker")
+    name: str | None = Field(default=None, description="run name; null: derived from the configuration")
+    register_as: str | None = Field(default=None, description="name in the model registry; null: not registered")
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    workers: WorkerSettings = WorkerSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    def run_name(self, dataset_digest: str) -> str:
+        """The given name, or one that equal configurations on equal data share: the same command resumes."""
+        if self.name:
+            return self.name
+        return f"{self.model.name}-{fingerprint({'data': dataset_digest, **self.identity()})}"
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the configuration that decides the result."""
+        return self.model_dump(mode="json", include={"model", "training"})
+
+
+def fingerprint(value: Mapping[str, Any]) -> str:
+    """Ten hex digits of a SHA-256."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]

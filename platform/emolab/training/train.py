@@ -1,0 +1,209 @@
+"""One tracked training run from configuration to kept weights; what jobs/train.py, tuning and comparisons call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emolab import checkpoint
+from emolab.checkpoint import Checkpoint, CheckpointFolder
+from emolab.cluster import ClusterSettings, connected
+from emolab.configuration import to_yaml
+from emolab.names import UserError, contained
+from emolab.reports.figures import training_curves
+from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.tracking.provenance import code_version
+from emolab.tracking.runs import open_tracker
+from emolab.tracking.tracker import Run, Tracker
+from emolab.training.data import load_training_data
+from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run_to_end
+from emolab.training.metrics import EpochReport
+from emolab.training.processes import Workers
+from emolab.training.recipe import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A finished run."""
+
+    folder: Path
+    """Holds config.yaml, checkpoints/, and model/ with the kept weights."""
+    run_id: str
+    manifest: Manifest
+    progress: Progress
+
+    @property
+    def best_macro_f1(self) -> float | None:
+        return self.progress.best_macro_f1 if self.progress.best_macro_f1 >= 0 else None
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    tracker: Tracker | None = None,
+    parent: str | None = None,
+    tags: dict[str, str] | None = None,
+    report: Callable[[EpochReport], None] = lambda _: None,
+    cluster: ClusterSettings | None = None,
+) -> TrainedModel:
+    """Train, or go on with, the run that the settings name.
+
+    Raises:
+        UserError: unusable data, configuration or cluster.
+        NonFiniteLossError: the loss became NaN; the run is marked FAILED with epoch and step.
+    """
+    manifest = read_manifest(Path(settings.data))
+    output = Path(settings.output)
+    tracker = tracker or open_tracker(**settings.tracking.model_dump(), output=output)
+    folder = contained(output, settings.run_name(manifest.digest), what="run name")
+    run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags or {})
+    finished = _finished(folder)
+    if finished is not None:
+        return TrainedModel(folder=folder, run_id=run.run_id, manifest=manifest, progress=finished)
+    try:
+        if settings.workers.count > 1:
+            from emolab.training.distributed import fit_distributed
+
+            with connected(cluster):
+                fit_distributed(settings, folder, tracker_uri=tracker.uri, run_id=run.run_id)
+            outcome = _newest(folder)
+        else:
+            outcome = _fit_here(settings, folder, run, report)
+    except NonFiniteLossError as error:
+        run.set_tags({"failure": str(error)})
+        run.finish("FAILED")
+        raise
+    except BaseException:
+        run.finish("KILLED")
+        raise
+    _keep(outcome, folder, settings, manifest, run)
+    run.finish()
+    return TrainedModel(folder=folder, run_id=run.run_id, manifest=manifest, progress=outcome.progress)
+
+
+def epochs_in_process(
+    settings: TrainSettings, *, checkpoints: CheckpointFolder | None = None
+) -> Generator[EpochReport, None, Outcome]:
+    """The loop in this process, with one worker and no tracker: an iterator over its epochs."""
+    data = load_training_data(Path(settings.data))
+    if not len(data.validation) and settings.training.selection == "best":
+        raise UserError(f"{settings.data} has no validation split: set training.selection=last")
+    torch.manual_seed(settings.training.seed)
+    device = torch.device("cuda" if settings.workers.gpus and torch.cuda.is_available() else "cpu")
+    model = settings.model.build(data.manifest).to(device)
+    return fit(
+        model,
+        model,
+        data.train,
+        data.validation,
+        settings.training,
+        workers=Workers(device=device),
+        checkpoints=checkpoints,
+    )
+
+
+def load_model(folder: Path) -> tuple[torch.nn.Module, Checkpoint]:
+    """A kept model (the ``model/`` folder of a run) with its description, in evaluation mode."""
+    from emolab.training.recipe import ModelSettings
+
+    saved = checkpoint.load(folder)
+    manifest = Manifest.model_validate(saved.state["dataset"])
+    model = ModelSettings.model_validate(saved.state["model"]).build(manifest)
+    model.load_state_dict(saved.tensors["model"])
+    return model.eval(), saved
+
+
+def _fit_here(settings: TrainSettings, folder: Path, run: Run, report: Callable[[EpochReport], None]) -> Outcome:
+    def record(epoch: EpochReport) -> None:
+        run.log_metrics(epoch.metrics(), step=epoch.epoch)
+        report(epoch)
+
+    return run_to_end(epochs_in_process(settings, checkpoints=CheckpointFolder(folder / "checkpoints")), record)
+
+
+def _claim(
+    folder: Path,
+    settings: TrainSettings,
+    manifest: Manifest,
+    tracker: Tracker,
+    *,
+    parent: str | None,
+    tags: dict[str, str],
+) -> Run:
+    """Begin or resume the run of a folder; a folder belongs to one configuration for ever."""
+    identity = settings.identity() | {"dataset": manifest.digest}
+    record = folder / "run.json"
+    if record.exists():
+        known: dict[str, Any] = json.loads(record.read_text())
+        if known["identity"] != identity:
+            raise UserError(f"{folder} holds a run with another configuration: choose another name")
+        if known["tracker"] == tracker.uri:
+            return tracker.resume(known["run_id"])
+    run = tracker.start(
+        folder.name,
+        parent=parent,
+        tags=code_version() | {"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
+    )
+    run.log_parameters(flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count})
+    run.log_text(to_yaml(settings), "config.yaml")
+    run.log_text(manifest.model_dump_json(indent=1), "dataset.json")
+    write_atomically(folder / "config.yaml", to_yaml(settings).encode())
+    content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
+    write_atomically(record, json.dumps(content, indent=1).encode())
+    return run
+
+
+def _finished(folder: Path) -> Progress | None:
+    """How a run ended whose kept weights are there and undamaged; None where there is work left."""
+    if not (folder / "model" / checkpoint.MANIFEST).exists():
+        return None
+    progress = _newest(folder).progress
+    checkpoint.load(folder / "model")
+    return progress if progress.finished else None
+
+
+def _newest(folder: Path) -> Outcome:
+    newest = CheckpointFolder(folder / "checkpoints").newest()
+    if newest is None:
+        raise UserError(f"no valid checkpoint in {folder}: the run left none behind")
+    return Outcome(weights=newest.tensors["best"], progress=Progress.from_state(newest.state))
+
+
+def _keep(outcome: Outcome, folder: Path, settings: TrainSettings, manifest: Manifest, run: Run) -> None:
+    """Write the kept weights with all that is needed to use them, and record them."""
+    state = {
+        "model": settings.model.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+        "dataset": manifest.model_dump(mode="json"),
+        "dataset_digest": manifest.digest,
+        "run_id": run.run_id,
+        "best_epoch": outcome.progress.best_epoch,
+        "best_macro_f1": outcome.progress.best_macro_f1,
+    }
+    checkpoint.save(folder / "model", Checkpoint(tensors={"model": outcome.weights}, state=state))
+    parameters = sum(value.numel() for value in outcome.weights.values())
+    run.log_metrics(
+        {
+            "final_best_macro_f1": outcome.progress.best_macro_f1,
+            "epochs_run": outcome.progress.epoch,
+            "parameters": parameters,
+        },
+        step=outcome.progress.epoch,
+    )
+    run.log_file(folder / "model", folder="model")
+    run.log_json(list(outcome.progress.reports), "history.json")
+    write_atomically(folder / "curves.svg", training_curves(outcome.progress.reports))
+    run.log_file(folder / "curves.svg")
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as ``a.b`` keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,8 @@
+"""Search: the only package that knows Optuna and Ray Tune."""
+
+import os
+
+# Read when Ray Tune is imported: its own console output and per-trial CSV and TensorBoard files are not wanted,
+# since the study and the tracker hold every result.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
