@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -82,13 +83,15 @@ def worker_environment() -> dict[str, str]:
 
 
 def user_error(error: BaseException) -> BaseException:
-    """The user's mistake inside a remote failure, if that is what it was; otherwise the failure itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return UserError(str(getattr(cause, "cause", cause)))
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
+    """The user's mistake inside a remote failure, if that is what it was; otherwise the failure itself.
+
+    Ray sends the original exception as text only, once its own wrappers are around it.
+    """
+    found = _USER_ERROR.search(str(error))
+    return UserError(found[1]) if found else error
+
+
+_USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__name__}: (.*)$", re.MULTILINE)
 
 
 def _prepare_environment() -> None:

@@ -1,0 +1,112 @@
+"""Strict configuration: what is unknown is refused, what is printed can be read back."""
+
+from pathlib import Path
+
+import pytest
+from emolab.configuration import parse, presets, read_preset, to_yaml, validate
+from emolab.names import UserError, checked_name, contained
+from emolab.training.recipe import TrainSettings
+from emolab.tuning.search import TuneSettings
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def settings_of(*arguments: str) -> TuneSettings:
+    return parse(TuneSettings, arguments, description="")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["training.learning_rat=1"], ["training.learning_rat", "did you mean 'learning_rate'"]),
+        (["traning.epochs=1"], ["traning", "did you mean 'training'"]),
+        (["model.d_modle=8"], ["d_modle", "did you mean 'd_model'"]),
+        (["model.name=edu_emotionet"], ["edu_emotionet", "did you mean 'edu_emotionnet'"]),
+        (["training.epochs=0"], ["training.epochs", "greater than or equal to 1"]),
+        (["training.epochs=many"], ["training.epochs", "many"]),
+        (["model.heads=3"], ["d_model must be a multiple of heads"]),
+        (["model.name=edu_emotionnet-tfl", "model.tfl=true"], ["tfl", "cannot be changed"]),
+        (["--preset", "smal"], ["smal", "did you mean 'small'"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["--trials", "3"], ["--trials"]),
+        (["epochs"], ["epochs", "section.key=value"]),
+        (["training.learning_rate=.nan"], ["training.learning_rate"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(arguments: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        settings_of(*arguments)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value), str(error.value)
+
+
+def test_overrides_win_over_files_and_files_over_presets(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("training: {epochs: 7, seed: 3}\n")
+    settings = settings_of("--preset", "smoke", "--config", str(file), "training.seed=5", "--data", "elsewhere")
+    assert settings.training.epochs == 7
+    assert settings.training.seed == 5
+    assert settings.model.options.d_model == 16
+    assert settings.data == "elsewhere"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_valid_and_prints_as_a_configuration_that_reads_back(name: str, tmp_path: Path) -> None:
+    settings = validate(TuneSettings, read_preset(name, TuneSettings))
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(settings))
+    assert settings_of("--config", str(file)) == settings
+    assert settings.model.options.d_model == settings.model.model_dump()["d_model"]
+
+
+def test_the_paper_preset_is_the_papers_recipe() -> None:
+    settings = validate(TrainSettings, read_preset("paper", TrainSettings))
+    options, training = settings.model.options, settings.training
+    assert (options.d_model, options.layers, options.heads, options.dropout) == (256, 4, 4, 0.2)
+    assert (training.epochs, training.batch_size, training.patience) == (50, 128, 5)
+    assert (training.learning_rate, training.weight_decay) == (1e-4, 1e-5)
+    rates = [training.learning_rate_at(epoch, 0, 1) for epoch in range(50)]
+    assert rates[:5] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5, 1e-4])
+    assert rates[29] == pytest.approx(1e-4)
+    assert rates[30] == pytest.approx(1e-5)
+    assert rates[40] == pytest.approx(1e-6)
+
+
+def test_print_config_exits_cleanly(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        settings_of("--print-config", "training.epochs=9")
+    assert end.value.code == 0
+    assert "epochs: 9" in capsys.readouterr().out
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings_of("--help")
+    text = capsys.readouterr().out
+    for key in ("training.kl_weight", "tuning.space", "workers.count", "--data", "cluster.address"):
+        assert key in text
+
+
+@given(st.text(max_size=40))
+def test_a_name_never_leaves_its_folder(name: str) -> None:
+    root = Path("runs")
+    try:
+        path = contained(root, name, what="run name")
+    except UserError:
+        return
+    assert path.parent == root
+    assert path.name not in ("", ".", "..")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "", ".", "..", "a/b", "a\\b", "a\nb", "x" * 121, "~root"])
+def test_dangerous_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError):
+        checked_name(name, what="run name")
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to("/etc")
+    with pytest.raises(UserError, match="leaves the folder"):
+        contained(tmp_path / "runs", "link", what="run name")

@@ -1,0 +1,112 @@
+"""Shared by all tests: a small corpus, data sets made of it, and one Ray cluster of our own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback clusters of these tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emolab.cluster import ClusterSettings, connected
+from emolab.corpora.corpus import Corpus, SessionReference
+from emolab.names import UserError
+from emolab.sessions.manifest import Manifest
+from emolab.sessions.preparation import prepare
+from emolab.sessions.schema import Session
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyCorpus(Corpus):
+    """Short sessions in which audio tells the class, so that a tiny model learns in seconds."""
+
+    name = "toy"
+    sessions: int = 60
+    speakers: int = 10
+    seed: int = 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("low", "middle", "high")
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        return {"audio": 6, "visual": 4, "text": 3}
+
+    def references(self) -> list[SessionReference]:
+        return [
+            SessionReference(session_id=f"s{i:03d}", speaker_id=f"p{i % self.speakers}") for i in range(self.sessions)
+        ]
+
+    def load(self, reference: SessionReference) -> Session:
+        generator = np.random.default_rng([self.seed, int(reference.session_id[1:])])
+        steps = int(generator.integers(3, 9))
+        labels = generator.integers(0, 3, steps)
+        features = {
+            name: generator.normal(size=(steps, width)).astype(np.float32) for name, width in self.dimensions.items()
+        }
+        features["audio"][:, 0] += 3.0 * labels
+        labels[generator.random(steps) < 0.1] = -100
+        return Session(
+            session_id=reference.session_id,
+            speaker_id=reference.speaker_id,
+            corpus=self.name,
+            step_seconds=1.0,
+            features=features,
+            present={name: generator.random(steps) > 0.1 for name in self.dimensions},
+            labels=labels,
+        )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with two CPUs that belongs to this test run alone."""
+    # Sockets below this folder must have short names, so it lies in the system's own temporary folder.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        with connected(ClusterSettings(address="local", cpus=2)):
+            yield
+
+
+@pytest.fixture(scope="session")
+def make_dataset(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Manifest]]:
+    """Writes a toy data set into a fresh folder."""
+
+    def make(shard_sessions: int = 16, **options: int) -> tuple[Path, Manifest]:
+        folder = tmp_path_factory.mktemp("data") / "toy"
+        return folder, prepare(
+            ToyCorpus(**options), folder, seed=0, shard_sessions=shard_sessions, report=lambda _: None
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_data(make_dataset: Callable[..., tuple[Path, Manifest]]) -> Path:
+    """A toy data set that tests only read."""
+    return make_dataset()[0]
+
+
+@pytest.fixture
+def one_line() -> Callable[[pytest.ExceptionInfo[BaseException], str], None]:
+    """Checks that an error is a user's error, names what it should, and is one line."""
+
+    def check(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
+        assert error.type is UserError or issubclass(error.type, ValueError)
+        assert "\n" not in str(error.value)
+        for part in parts:
+            assert part in str(error.value), str(error.value)
+
+    return check  # pyright: ignore[reportReturnType]

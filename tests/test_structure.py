@@ -1,0 +1,73 @@
+"""Promises about the house itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_platform_is_still_the_standard_library() -> None:
+    code = "import platform; print(platform.python_version(), platform.__file__)"
+    for flags in ([], ["-m", "timeit", "-n1", "-r1", "import platform; platform.system()"]):
+        command = [sys.executable, *(flags or ["-c", code])]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert str(REPOSITORY) not in subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.replace(sys.prefix, "")
+
+
+@pytest.mark.parametrize("root", ["platform", "model"])
+def test_source_roots_are_not_packages(root: str) -> None:
+    assert not (REPOSITORY / root / "__init__.py").exists()
+
+
+def test_the_model_knows_neither_ray_nor_mlflow_nor_the_platform() -> None:
+    for path in sources("model"):
+        assert not imported(path) & {"ray", "mlflow", "optuna", "emolab", "pydantic"}, path
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("optuna", ("tuning/",)),
+        ("mlflow", ("tracking/", "registry/")),
+    ],
+)
+def test_each_library_is_known_in_one_place(library: str, allowed: tuple[str, ...]) -> None:
+    for path in sources("platform"):
+        place = path.relative_to(REPOSITORY / "platform" / "emolab").as_posix()
+        if library in imported(path):
+            assert place.startswith(allowed), place
+
+
+def test_nothing_of_ours_is_pickled() -> None:
+    for path in sources("platform", "model", "jobs"):
+        assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}, path
+        text = path.read_text(encoding="utf-8")
+        assert "torch.load(" not in text, path
+        assert "torch.save(" not in text, path
+
+
+def test_jobs_are_thin() -> None:
+    for path in sources("jobs"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
