@@ -75,8 +75,10 @@ class CrossModalityAlignment(nn.Module):
 
     def __init__(self, width: int, heads: int, alignment: str, dropout: float) -> None:
         super().__init__()
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
+        # A softmax over one key needs neither query nor key; without a gradient they would also stall DDP.
+        attends = alignment != "step"
+        self.query = nn.Linear(width, width, bias=False) if attends else nn.Identity()
+        self.key = nn.Linear(width, width, bias=False) if attends else nn.Identity()
         self.value = nn.Linear(width, width, bias=False)
         self.heads = heads
         self.alignment = alignment

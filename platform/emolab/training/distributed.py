@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from emolab.checkpoint import CheckpointFolder
 from emolab.cluster import require, user_error, worker_environment
-from emolab.names import UserError
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.runs import attach
 from emolab.training.data import from_datasets, shared_datasets
@@ -112,10 +112,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """The loop's own error out of what Ray Train wraps around it."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        text = str(failure)
-        if NonFiniteLossError.__name__ in text:
-            return NonFiniteLossError(text.rsplit(f"{NonFiniteLossError.__name__}: ", 1)[1].splitlines()[0])
-        if isinstance(user_error(failure), UserError):
-            return user_error(failure)
-    return error
+    found = _NON_FINITE.search(str(error))
+    return NonFiniteLossError(found[1]) if found else user_error(error)
+
+
+_NON_FINITE = re.compile(rf"{NonFiniteLossError.__name__}: (.*)")

@@ -1,0 +1,58 @@
+"""Ray Train runs the same loop: what comes out does not depend on the number of workers."""
+
+from pathlib import Path
+
+import pytest
+from emolab.checkpoint import CheckpointFolder
+from emolab.names import UserError
+from emolab.training.distributed import fit_distributed
+from emolab.training.loop import NonFiniteLossError
+from emolab.training.recipe import TrainSettings, WorkerSettings
+
+from tests.training.test_loop import finish, settings_for
+
+
+def with_workers(settings: TrainSettings, count: int) -> TrainSettings:
+    return settings.model_copy(update={"workers": WorkerSettings(count=count)})
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_two_workers_reach_the_weights_of_one_after_twenty_steps(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    # 42 sessions in batches of 9 are 5 steps an epoch; the last batch has 6, and shares differ in size.
+    settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, epochs=4, batch_size=9)
+    alone = finish(settings, CheckpointFolder(tmp_path / "alone"))
+    fit_distributed(with_workers(settings, 2), tmp_path / "two")
+    one, two = CheckpointFolder(tmp_path / "alone").newest(), CheckpointFolder(tmp_path / "two" / "checkpoints").newest()
+    assert one is not None
+    assert two is not None
+    assert one.state["epoch"] == two.state["epoch"] == 4
+    for name, value in one.tensors["model"].items():
+        difference = (two.tensors["model"][name] - value).norm() / value.norm().clamp_min(1e-8)
+        assert difference <= 1e-5, (name, float(difference))
+    for mine, theirs in zip(alone.progress.reports, two.state["reports"], strict=True):
+        assert theirs["validation_macro_f1"] == mine["validation_macro_f1"]
+        assert theirs["train_loss"] == pytest.approx(mine["train_loss"], rel=1e-6)
+
+
+@pytest.mark.ray
+def test_more_workers_than_the_cluster_has_cpus_is_refused_at_once(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    settings = with_workers(settings_for(toy_data, tmp_path), 64)
+    with pytest.raises(UserError, match=r"64 CPU needed, 2 in the cluster"):
+        fit_distributed(settings, tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_non_finite_loss_is_reported_by_all_workers_as_by_one(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(toy_data, tmp_path, learning_rate=1e30, warmup_epochs=0)
+    plan = WorkerSettings(count=2, max_failures=0)
+    with pytest.raises(NonFiniteLossError, match=r"non-finite loss at epoch 1, step 2"):
+        fit_distributed(settings.model_copy(update={"workers": plan}), tmp_path / "nan")

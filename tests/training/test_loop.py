@@ -1,0 +1,150 @@
+"""The one loop: equal runs are equal to the bit, however they are interrupted."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emolab.checkpoint import CheckpointFolder
+from emolab.names import UserError
+from emolab.sessions.manifest import read_manifest
+from emolab.training.augmentation import drop_steps
+from emolab.training.data import load_training_data
+from emolab.training.loop import NonFiniteLossError, Outcome, Progress, evaluate, run_to_end
+from emolab.training.metrics import Evaluation
+from emolab.training.processes import Workers
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import epochs_in_process, load_model, train
+from torch import Tensor
+
+SMALL = {"d_model": 16, "layers": 1, "heads": 2, "dropout": 0.1}
+
+
+def settings_for(data: Path, output: Path, *, model: dict[str, Any] | None = None, **training: Any) -> TrainSettings:
+    recipe = {"epochs": 4, "batch_size": 8, "learning_rate": 1e-2, "warmup_epochs": 1, "patience": 4} | training
+    return TrainSettings.model_validate(
+        {"data": str(data), "output": str(output), "model": SMALL | (model or {}), "training": recipe}
+    )
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    joined = b"".join(name.encode() + value.contiguous().numpy().tobytes() for name, value in sorted(weights.items()))
+    return hashlib.sha256(joined).hexdigest()
+
+
+def finish(settings: TrainSettings, checkpoints: CheckpointFolder | None = None) -> Outcome:
+    return run_to_end(epochs_in_process(settings, checkpoints=checkpoints), lambda _: None)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(toy_data: Path, tmp_path: Path) -> None:
+    first, second = (finish(settings_for(toy_data, tmp_path)) for _ in range(2))
+    other = finish(settings_for(toy_data, tmp_path, seed=1))
+    assert digest(first.weights) == digest(second.weights)
+    assert digest(first.weights) != digest(other.weights)
+    timeless = [{k: v for k, v in r.items() if k != "sessions_per_second"} for r in first.progress.reports]
+    assert timeless == [{k: v for k, v in r.items() if k != "sessions_per_second"} for r in second.progress.reports]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(toy_data: Path, tmp_path: Path, stop_after: int) -> None:
+    settings = settings_for(toy_data, tmp_path, modality_dropout=0.5)
+    unbroken = finish(settings)
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    epochs = epochs_in_process(settings, checkpoints=folder)
+    for _ in range(stop_after):
+        next(epochs)
+    epochs.close()
+    resumed = finish(settings, folder)
+    assert digest(resumed.weights) == digest(unbroken.weights)
+    assert resumed.progress.epoch == 4
+
+
+def test_training_learns_and_keeps_the_best_epoch(toy_data: Path, tmp_path: Path) -> None:
+    outcome = finish(settings_for(toy_data, tmp_path, epochs=25, patience=25))
+    scores = [report["validation_macro_f1"] for report in outcome.progress.reports]
+    assert outcome.progress.best_macro_f1 == max(scores)  # pyright: ignore[reportArgumentType]
+    assert outcome.progress.best_epoch == int(np.argmax(np.array(scores, float))) + 1
+    assert outcome.progress.best_macro_f1 > 0.75  # the class is written into the audio, in nine steps of ten
+
+
+def test_early_stopping_waits_exactly_its_patience(toy_data: Path, tmp_path: Path) -> None:
+    progress = finish(settings_for(toy_data, tmp_path, epochs=40, patience=2)).progress
+    assert progress.finished
+    assert progress.epoch == progress.best_epoch + 2 or progress.epoch == 40
+
+
+def test_a_non_finite_loss_stops_before_the_update_with_epoch_and_step(toy_data: Path, tmp_path: Path) -> None:
+    settings = settings_for(toy_data, tmp_path, learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(NonFiniteLossError, match=r"non-finite loss at epoch 1, step 2"):
+        finish(settings)
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    with pytest.raises(NonFiniteLossError):
+        finish(settings, folder)
+    assert folder.newest() is None
+
+
+def test_the_loss_of_an_epoch_is_a_mean_over_labelled_steps(toy_data: Path, tmp_path: Path) -> None:
+    settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0})
+    data = load_training_data(toy_data)
+    torch.manual_seed(0)
+    model = settings.model.build(data.manifest).eval()
+    whole = evaluate(model, data.train, settings.training, workers=Workers())
+    one_by_one = settings.training.model_copy(update={"batch_size": 1})
+    apart = evaluate(model, data.train, one_by_one, workers=Workers())
+    assert whole.cross_entropy == pytest.approx(apart.cross_entropy, rel=1e-6)
+    np.testing.assert_array_equal(whole.confusion, apart.confusion)
+    assert whole.confusion.sum() == sum(read_manifest(toy_data).splits["train"].label_counts)
+
+
+def test_scores_of_a_confusion_matrix_against_scikit_learn() -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    generator = np.random.default_rng(0)
+    true, predicted = generator.integers(0, 4, 500), generator.integers(0, 4, 500)
+    confusion = np.bincount(true * 4 + predicted, minlength=16).reshape(4, 4)
+    evaluation = Evaluation(confusion=confusion, loss=0.0, cross_entropy=0.0)
+    assert evaluation.accuracy == pytest.approx(accuracy_score(true, predicted))
+    assert evaluation.macro_f1 == pytest.approx(f1_score(true, predicted, average="macro"))
+    np.testing.assert_allclose(evaluation.class_f1, f1_score(true, predicted, average=None))
+
+
+def test_modality_dropout_is_a_function_of_the_session_not_of_the_batch(toy_data: Path) -> None:
+    store = load_training_data(toy_data).train
+    forward, backward = [0, 5, 9, 11], [11, 9, 5, 0]
+    arguments = {"share": 1.0, "seed": 3, "epoch": 2}
+    one = drop_steps(store.batch(forward), [store.session_ids[i] for i in forward], **arguments)  # pyright: ignore[reportArgumentType]
+    two = drop_steps(store.batch(backward), [store.session_ids[i] for i in backward], **arguments)  # pyright: ignore[reportArgumentType]
+    clean = store.batch(forward)
+    for name in clean.modalities:
+        assert torch.equal(one.present[name], two.present[name].flip(0))
+        assert not (one.present[name] & ~clean.present[name]).any()
+    assert any(one.present[n].sum() < clean.present[n].sum() for n in clean.modalities)
+
+
+def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(toy_data: Path, tmp_path: Path) -> None:
+    settings = settings_for(toy_data, tmp_path).model_copy(update={"name": "mine"})
+    first, second = train(settings), train(settings)
+    assert (first.run_id, first.progress) == (second.run_id, second.progress)
+    with pytest.raises(UserError, match="another configuration"):
+        train(settings_for(toy_data, tmp_path, seed=9).model_copy(update={"name": "mine"}))
+    with pytest.raises(UserError, match="not allowed"):
+        train(settings.model_copy(update={"name": "../evil"}))
+
+
+def test_a_kept_model_predicts_as_it_did_in_training(toy_data: Path, tmp_path: Path) -> None:
+    settings = settings_for(toy_data, tmp_path)
+    trained = train(settings)
+    model, saved = load_model(trained.folder / "model")
+    data = load_training_data(toy_data)
+    again = evaluate(model, data.validation, settings.training, workers=Workers())
+    assert again.macro_f1 == pytest.approx(trained.progress.best_macro_f1, abs=1e-12)
+    assert saved.state["dataset_digest"] == data.manifest.digest
+
+
+def test_progress_survives_json() -> None:
+    progress = Progress(epoch=3, best_macro_f1=0.5, best_epoch=2, reports=({"a": 1.0},), finished=True)
+    state = {"epoch": 3, "best_macro_f1": 0.5, "best_epoch": 2, "reports": [{"a": 1.0}], "finished": True}
+    assert Progress.from_state(state) == progress
