@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TypeVar
 
 import emolab.corpora
 from emolab.corpora.corpus import Corpus
 from emolab.names import UserError, nearest
 
+Registered = TypeVar("Registered", bound=Corpus)
+
 _CORPORA: dict[str, type[Corpus]] = {}
 
 
-def register(corpus: type[Corpus]) -> type[Corpus]:
+def register(corpus: type[Registered]) -> type[Registered]:
     """Class decorator: offer a corpus, a frozen keyword-only dataclass of its options, under its ``name``."""
     if corpus.name in _CORPORA:
         raise ValueError(f"corpus {corpus.name!r} is registered twice")
