@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from emolab.cluster import ClusterSettings, connected
 from emolab.corpora.corpus import Corpus, SessionReference
 from emolab.names import UserError
@@ -55,7 +56,7 @@ class ToyCorpus(Corpus):
         features = {
             name: generator.normal(size=(steps, width)).astype(np.float32) for name, width in self.dimensions.items()
         }
-        features["audio"][:, 0] += 3.0 * labels
+        features["audio"][:, 0] += 5.0 * labels
         labels[generator.random(steps) < 0.1] = -100
         return Session(
             session_id=reference.session_id,
@@ -79,9 +80,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_dataset(
-    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[Path, Manifest]]:
+def make_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Manifest]]:
     """Writes a toy data set into a fresh folder."""
 
     def make(shard_sessions: int = 16, **options: int) -> tuple[Path, Manifest]:

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from emolab import checkpoint
-from emolab.checkpoint import Checkpoint, CheckpointFolder
-from emolab.names import UserError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from emolab import checkpoint
+from emolab.checkpoint import Checkpoint, CheckpointFolder
+from emolab.names import UserError
+
 
 def some_checkpoint(value: float = 1.0) -> Checkpoint:
-    tensors = {"model": {"w": torch.full((50, 7), value), "b": torch.arange(3)}, "optimizer": {"0.step": torch.tensor(2.0)}}
+    tensors = {
+        "model": {"w": torch.full((50, 7), value), "b": torch.arange(3)},
+        "optimizer": {"0.step": torch.tensor(2.0)},
+    }
     return Checkpoint(tensors=tensors, state={"epoch": int(value), "reports": [{"a": 1.5, "b": None}]})
 
 
@@ -60,9 +64,7 @@ def test_any_flip_truncation_or_loss_is_noticed(tmp_path: Path, data: st.DataObj
             checkpoint.load(folder)
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_and_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = CheckpointFolder(tmp_path)
     for epoch in (1, 2, 3):
         folder.save(epoch, some_checkpoint(epoch))
@@ -105,7 +107,8 @@ from pathlib import Path
 from emolab.checkpoint import Checkpoint, CheckpointFolder
 folder = CheckpointFolder(Path({str(tmp_path)!r}))
 for epoch in range(1, 100_000):
-    folder.save(epoch, Checkpoint(tensors={{"model": {{"w": torch.full((200_000,), float(epoch))}}}}, state={{"epoch": epoch}}))
+    tensors = {{"model": {{"w": torch.full((200_000,), float(epoch))}}}}
+    folder.save(epoch, Checkpoint(tensors=tensors, state={{"epoch": epoch}}))
     print(epoch, flush=True)
 """
     for delay in (0.0, 0.013, 0.031):

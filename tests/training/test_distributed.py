@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from tests.training.test_loop import finish, settings_for
+
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
 from emolab.training.distributed import fit_distributed
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.recipe import TrainSettings, WorkerSettings
-
-from tests.training.test_loop import finish, settings_for
 
 
 def with_workers(settings: TrainSettings, count: int) -> TrainSettings:
@@ -25,7 +25,10 @@ def test_two_workers_reach_the_weights_of_one_after_twenty_steps(
     settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, epochs=4, batch_size=9)
     alone = finish(settings, CheckpointFolder(tmp_path / "alone"))
     fit_distributed(with_workers(settings, 2), tmp_path / "two")
-    one, two = CheckpointFolder(tmp_path / "alone").newest(), CheckpointFolder(tmp_path / "two" / "checkpoints").newest()
+    one, two = (
+        CheckpointFolder(tmp_path / "alone").newest(),
+        CheckpointFolder(tmp_path / "two" / "checkpoints").newest(),
+    )
     assert one is not None
     assert two is not None
     assert one.state["epoch"] == two.state["epoch"] == 4

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
 from emolab.sessions.manifest import read_manifest
@@ -18,7 +20,6 @@ from emolab.training.metrics import Evaluation
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import epochs_in_process, load_model, train
-from torch import Tensor
 
 SMALL = {"d_model": 16, "layers": 1, "heads": 2, "dropout": 0.1}
 

@@ -25,8 +25,9 @@ from emolab.training.recipe import TrainingSettings
 _NOTHING = np.zeros(0, dtype=np.int64)
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the weights are those before the step that would have spoiled them."""
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite (often: the learning rate is too high); the weights are those before the step
+    that would have spoiled them."""
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,8 @@ class TrialRecorder(ray.tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
     ) -> None:
+        if FAILURE in result:  # its value is NaN; the reason follows when the trial ends
+            return
         metrics = {key: result[key] for key in _TRACKED if isinstance(result.get(key), float)}
         self._run(trial).log_metrics(metrics, step=int(result["epoch"]))
 

@@ -12,7 +12,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from emolab.names import UserError
 from emolab.training.distributed import fit_distributed
-from emolab.training.loop import NonFiniteLossError
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import epochs_in_process
@@ -39,7 +38,7 @@ class TrainingTrial(ray.tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             report = next(self._epochs)
-        except (NonFiniteLossError, UserError) as error:
+        except UserError as error:
             return failed(str(error), self._last)
         self._last = report
         return {**report.metrics(), FINISHED: report.finished, "done": report.finished}
@@ -66,7 +65,7 @@ def distributed_trial(config: dict[str, Any]) -> None:
     folder = Path(ray.tune.get_context().get_trial_dir())
     try:
         fit_distributed(settings, folder, callbacks=[TuneReportCallback()])
-    except (NonFiniteLossError, UserError) as error:
+    except UserError as error:
         ray.tune.report(failed(str(error), None))
 
 

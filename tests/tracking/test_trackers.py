@@ -1,0 +1,81 @@
+"""One contract for every tracker."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from emolab.names import UserError
+from emolab.tracking.provenance import code_version
+from emolab.tracking.runs import MLflowTracker, attach, open_tracker
+from emolab.tracking.tracker import NoTracker, Tracker
+
+
+@pytest.fixture(scope="module", params=["mlflow", "none"])
+def tracker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    output = tmp_path_factory.mktemp("tracking")
+    return open_tracker(enabled=request.param == "mlflow", uri=None, experiment="tests", output=output)
+
+
+def test_a_run_takes_everything_it_is_given(tracker: Tracker, tmp_path: Path) -> None:
+    run = tracker.start("parent", tags=code_version())
+    child = tracker.start("child", parent=run.run_id)
+    child.log_parameters({"a": 1, "b": "x" * 7000})
+    child.log_parameters({"a": 1, "c": None})
+    child.log_metrics({"score": 0.5}, step=1)
+    child.log_metrics({"score": 0.6}, step=2)
+    child.log_metrics({"score": 0.6}, step=2)
+    (tmp_path / "f.txt").write_text("hello")
+    child.log_file(tmp_path / "f.txt")
+    child.log_file(tmp_path, folder="all")
+    child.log_json({"x": [1, 2]}, "x.json")
+    child.set_tags({"state": "done"})
+    child.finish()
+    child.finish("FAILED")
+    run.finish()
+    if isinstance(tracker, MLflowTracker):
+        stored = tracker.client.get_run(child.run_id)
+        assert stored.data.tags["mlflow.parentRunId"] == run.run_id
+        assert [m.value for m in tracker.client.get_metric_history(child.run_id, "score")] == [0.5, 0.6]
+        assert {a.path for a in tracker.client.list_artifacts(child.run_id)} == {"f.txt", "all", "x.json"}
+
+
+def test_a_resumed_run_records_an_epoch_once_however_often_it_ran(tracker: Tracker) -> None:
+    run = tracker.start("resumed")
+    run.log_metrics({"score": 0.1}, step=1)
+    again = tracker.resume(run.run_id)
+    again.log_metrics({"score": 0.1}, step=1)
+    attach(tracker.uri, "tests", run.run_id).log_metrics({"score": 0.2}, step=2)
+    if isinstance(tracker, MLflowTracker):
+        assert [m.step for m in tracker.client.get_metric_history(run.run_id, "score")] == [1, 2]
+
+
+def test_runs_are_found_by_tag(tracker: Tracker) -> None:
+    parent = tracker.start("finder")
+    runs = [tracker.start(f"f{i}", parent=parent.run_id, tags={"kind": "trial"}).run_id for i in range(3)]
+    if not isinstance(tracker, NoTracker):
+        assert set(tracker.find("kind", "trial", parent=parent.run_id)) == set(runs)
+        with pytest.raises(UserError):
+            tracker.find("kind", "x' or 1=1")
+    with pytest.raises(UserError):
+        MLflowTracker.start(tracker, "../evil") if isinstance(tracker, MLflowTracker) else open_tracker(
+            enabled=True, uri="http://127.0.0.1:1", experiment="x", output=Path()
+        )
+
+
+def test_a_dead_tracker_is_told_in_seconds(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(UserError, match=f"127.0.0.1:{port} cannot be used"):
+        open_tracker(enabled=True, uri=f"http://127.0.0.1:{port}", experiment="x", output=tmp_path)
+    assert time.monotonic() - started < 60
+
+
+def test_the_environment_variable_names_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mine.db'}")
+    tracker = open_tracker(enabled=True, uri=None, experiment="x", output=tmp_path / "other")
+    assert tracker.uri.endswith("mine.db")
+    assert "mine.db" in tracker.instructions()
