@@ -16,7 +16,6 @@ from pydantic import Field
 from emolab.configuration import Settings
 from emolab.names import UserError
 
-
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 

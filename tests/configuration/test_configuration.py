@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from emolab.configuration import parse, presets, read_preset, to_yaml, validate
 from emolab.names import UserError, checked_name, contained
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.search import TuneSettings
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def settings_of(*arguments: str) -> TuneSettings:

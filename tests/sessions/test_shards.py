@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import ToyCorpus
+
 from emolab.names import UserError
 from emolab.sessions.loading import Block, SessionStore, epoch_batches, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
@@ -15,10 +19,6 @@ from emolab.sessions.schema import Session, arrow_schema, from_table
 from emolab.sessions.shards import describe, read_shard, verify, write_shard
 from emolab.sessions.splits import split_by_speaker
 from emolab.training.data import load_training_data, shared_datasets
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from tests.conftest import ToyCorpus
 
 Make = Callable[..., tuple[Path, Manifest]]
 CORPUS = ToyCorpus()
@@ -56,7 +56,11 @@ def test_sessions_survive_the_way_to_disk_and_back(tmp_path: Path) -> None:
     store = load_split(tmp_path, manifest, "train")
     for index, session in enumerate(sessions):
         row, batch = from_table(table, index), store.batch([index])
-        assert (row.session_id, row.speaker_id, row.num_steps) == (session.session_id, session.speaker_id, session.num_steps)
+        assert (row.session_id, row.speaker_id, row.num_steps) == (
+            session.session_id,
+            session.speaker_id,
+            session.num_steps,
+        )
         np.testing.assert_array_equal(row.labels, session.labels)
         np.testing.assert_array_equal(batch.labels[0].numpy(), session.labels)
         for name in session.features:
@@ -81,6 +85,7 @@ def test_a_batch_is_its_sessions_padded(indices: list[int]) -> None:
 
 def store_of(sessions: list[Session]) -> SessionStore:
     import pyarrow as pa
+
     from emolab.sessions.schema import to_row
 
     schema = arrow_schema(CORPUS.dimensions, quality=False)
@@ -236,7 +241,9 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(
     for step, batch in enumerate(alone):
         assert sorted(batch) == sorted(i for share in shares for i in share[step])
     assert sorted(i for batch in alone for i in batch) == list(range(sessions))
-    dealt = [i for r in range(workers) for b in ordered_batches(sessions, batch_size, rank=r, workers=workers) for i in b]
+    dealt = [
+        i for r in range(workers) for b in ordered_batches(sessions, batch_size, rank=r, workers=workers) for i in b
+    ]
     assert sorted(dealt) == list(range(sessions))
 
 

@@ -1,0 +1,114 @@
+"""The jobs as a user calls them: real processes, real files, one line for a mistake."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+
+def run(job: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": "", "RAY_ADDRESS": ""}
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The whole path from nothing, as `python jobs/tune.py --preset smoke` goes it."""
+    folder = tmp_path_factory.mktemp("smoke")
+    (folder / "search_spaces").symlink_to(REPOSITORY / "search_spaces")
+    return folder, run("tune", "--preset", "smoke", cwd=folder)
+
+
+Smoke = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.slow
+def test_tuning_from_nothing_ends_with_all_that_was_promised(smoke: Smoke) -> None:
+    folder, result = smoke
+    assert result.returncode == 0, result.stderr[-3000:]
+    for part in (
+        "best parameters: training.kl_weight=",
+        "class prior",
+        "ceiling",
+        "mlflow ui --backend-store-uri sqlite:///",
+        "optuna-dashboard sqlite:///",
+        "report.html",
+        "models:/edu-emotionnet/1",
+        "alias challenger",
+        "complete",
+    ):
+        assert part in result.stdout, part
+    assert "Traceback" not in result.stderr
+    (report,) = folder.glob("runs/search-*/report.html")
+    page = report.read_text()
+    assert page.count("<svg") >= 3
+    for stranger in ("http://", "https://", "src="):
+        assert stranger not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
+            "http://purl.org", ""
+        ).replace("http://creativecommons.org", "")
+    (best,) = folder.glob("runs/search-*/best.yaml")
+    assert set(yaml.safe_load(best.read_text())) == {"model", "training"}
+
+
+@pytest.mark.slow
+def test_tuning_again_finds_everything_done(smoke: Smoke) -> None:
+    folder, _ = smoke
+    again = run("tune", "--preset", "smoke", cwd=folder)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "resuming: 3 trials are finished, 0 were interrupted" in again.stdout
+    assert "models:/edu-emotionnet/1" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "arguments", "parts"),
+    [
+        ("train", ["training.epocs=3"], ["training.epocs", "did you mean 'epochs'"]),
+        ("train", ["--data", "nowhere"], ["nowhere", "jobs/prepare.py"]),
+        ("prepare", ["--corpus", "mosii"], ["mosii", "did you mean 'mosi'"]),
+        ("prepare", ["--corpus", "mosi"], ["mosi", "--source"]),
+        ("prepare", ["--corpus", "mosi", "--source", "nowhere", "--output", "x"], ["nowhere"]),
+        ("prepare", ["options.sesions=3"], ["options.sesions", "did you mean 'sessions'"]),
+        ("prepare", ["options.sessions=-3"], ["sessions"]),
+        ("tune", ["--preset", "smok"], ["smok", "did you mean 'smoke'"]),
+        ("compare", ["models=[mult,mulltt]"], ["mulltt", "did you mean 'mult'"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_two(
+    job: str, arguments: list[str], parts: list[str], tmp_path: Path
+) -> None:
+    result = run(job, *arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+@pytest.mark.slow
+def test_more_workers_than_cpus_is_refused_and_does_not_wait(smoke: Smoke) -> None:
+    folder, _ = smoke
+    result = run("tune", "--preset", "smoke", "tuning.final_workers=500", cwd=folder)
+    assert result.returncode == 2
+    assert "500 CPU needed" in result.stderr
+
+
+def test_a_dry_run_starts_nothing(smoke: Smoke, tmp_path: Path) -> None:
+    folder, _ = smoke
+    result = run("train", "--data", str(folder / "data" / "edusim-smoke"), "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "at most 50 epochs" in result.stdout
+    assert not list(tmp_path.iterdir())

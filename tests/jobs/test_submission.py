@@ -1,0 +1,128 @@
+"""`ray job submit` against a real cluster, in both ways of shipping the code."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+BIN = Path(sys.executable).parent
+SHORT = ("tuning.trials=1", "tuning.final_workers=1")
+"""The whole preset is run by the tests of the jobs; here it is the submission that matters."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks or would track, as a clone would have it."""
+    folder = tmp_path_factory.mktemp("clone") / "repository"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in files:
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def head(repository: Path) -> Iterator[str]:
+    """`ray start --head` in the repository, on ports of its own; yields the dashboard's address."""
+    port, dashboard = free_port(), free_port()
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        arguments = [
+            f"--port={port}",
+            "--node-ip-address=127.0.0.1",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            "--num-cpus=2",
+            f"--temp-dir={folder}",
+            "--block",
+        ]
+        process = subprocess.Popen(
+            [str(BIN / "ray"), "start", "--head", *arguments],
+            cwd=repository,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            process.send_signal(signal.SIGTERM)  # --block ends what it started
+            process.wait(60)
+
+
+def wait_for(url: str) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(url, timeout=2).read()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(url)
+
+
+def submit(head: str, cwd: Path, *arguments: str) -> str:
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", head, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_submitted_job_runs_in_the_repository_of_the_head(head: str, repository: Path) -> None:
+    output = submit(head, repository, "--", "python", "jobs/tune.py", "--preset", "smoke", *SHORT)
+    assert "succeeded" in output
+    assert "models:/edu-emotionnet/1" in output
+    assert list(repository.glob("runs/search-*/report.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_uploaded_code_runs_where_only_the_dependencies_are_installed(head: str, repository: Path) -> None:
+    marker = repository / "jobs" / "where.py"
+    marker.write_text("import emolab, edu_emotionnet\nprint('from', emolab.__file__, edu_emotionnet.__file__)\n")
+    variables = '{"env_vars": {"PYTHONPATH": "platform:model"}}'
+    upload = ("--working-dir", ".", "--runtime-env-json", variables)
+    where = submit(head, repository, *upload, "--", "python", "jobs/where.py")
+    assert where.count("/runtime_resources/working_dir_files/") >= 2, where
+    results = repository.parent / "results"
+    output = submit(
+        head, repository, *upload, "--",
+        "python", "jobs/tune.py", "--preset", "smoke", *SHORT, "--output", str(results),
+        "--data", str(results / "data"), f"prepare.output={results / 'data'}",
+    )  # fmt: skip
+    assert "succeeded" in output
+    assert list(results.glob("search-*/report.html"))

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from emolab.robustness import metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_scores_are_those_of_scikit_learn(pairs):
+    true, predicted = zip(*pairs, strict=True)
+    counts = confusion_matrix(true, predicted, labels=range(4))
+    assert metrics.accuracy(counts) == pytest.approx(accuracy_score(true, predicted))
+    assert metrics.macro_f1(counts) == pytest.approx(f1_score(true, predicted, average="macro"))
+    per_class = f1_score(true, predicted, average=None, labels=range(4), zero_division=np.nan)
+    np.testing.assert_allclose(metrics.f1_per_class(counts), per_class)
+
+
+def test_scores_of_many_tables_at_once_and_of_nothing():
+    tables = np.arange(2 * 3 * 16).reshape(2, 3, 4, 4)
+    assert metrics.macro_f1(tables).shape == (2, 3)
+    assert metrics.macro_f1(tables)[1, 2] == metrics.macro_f1(tables[1, 2])
+    assert np.isnan(metrics.accuracy(np.zeros((4, 4)))) and np.isnan(metrics.macro_f1(np.zeros((4, 4))))
+
+
+def test_area_is_the_trapezoid_mean():
+    assert metrics.area_under_curve([0, 0.5, 1], [1.0, 0.5, 0.4]) == pytest.approx(0.6)
+    assert metrics.area_under_curve([0, 0.1, 0.9], [0.7, 0.7, 0.7]) == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="increasing"):
+        metrics.area_under_curve([0, 0], [1, 1])
+
+
+def test_effective_robustness_by_hand():
+    # model 0.9 0.8 0.6, late fusion 0.8 0.6 0.5 lifted by 0.1 to 0.9 0.7 0.6: 0 + 0.1 + 0
+    assert metrics.effective_robustness([0.9, 0.8, 0.6], [0.8, 0.6, 0.5]) == pytest.approx(0.1)
+    assert metrics.effective_robustness([0.8, 0.6], [0.8, 0.6]) == pytest.approx(0)
+    with pytest.raises(ValueError, match="equal length"):
+        metrics.effective_robustness([0.8], [0.8, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.80, 0.79, 0.75, 0.70], 0.2),
+        ([0.8, 0.7, 0.8, 0.8], 0.0),
+        ([0.8, 0.8, 0.8, 0.8], 0.3),
+        ([0.8, 0.9, 0.76, 0.7], 0.2),
+    ],
+)
+def test_largest_tolerated_rate(scores, expected):
+    assert metrics.largest_tolerated_rate([0.0, 0.1, 0.2, 0.3], scores) == expected
+
+
+def test_corruption_errors_by_hand():
+    ours, theirs = [[0.2, 0.4], [0.3, 0.3]], [[0.4, 0.8], [0.2, 0.4]]
+    assert metrics.mean_corruption_error(ours, theirs) == pytest.approx((0.5 + 1.0) / 2)
+    relative = metrics.relative_mean_corruption_error(ours, theirs, clean=0.1, reference_clean=0.2)
+    assert relative == pytest.approx((0.4 / 0.8 + 0.4 / 0.2) / 2)
+    assert metrics.mean_corruption_error(theirs, theirs) == 1.0
+    assert np.isnan(metrics.relative_mean_corruption_error(ours, ours, clean=0.1, reference_clean=0.3))
+    with pytest.raises(ValueError, match="corruption x severity"):
+        metrics.mean_corruption_error([0.1], [0.1])
+
+
+def test_worst_corruption_and_speaker():
+    assert metrics.worst({"b": 0.2, "a": 0.2, "c": 0.9}) == ("a", 0.2)
+    counts = np.zeros((3, 2, 2), int)
+    counts[0], counts[1] = [[3, 0], [0, 3]], [[0, 2], [2, 0]]
+    assert metrics.scores_by_group(counts, ["x", "y", "z"]) == {"x": 1.0, "y": 0.0}
+    assert metrics.scores_by_group(counts, ["x", "x", "z"]) == {"x": pytest.approx(0.6)}
+    with pytest.raises(ValueError, match="no score"):
+        metrics.worst({})
+
+
+def test_calibration_and_brier_by_hand():
+    probabilities, labels = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]), [0, 1, 0, 1]
+    expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.6) + abs(1 - 0.7)) / 4
+    assert metrics.expected_calibration_error(metrics.calibration_table(probabilities, labels)) == pytest.approx(
+        expected
+    )
+    assert metrics.brier(probabilities, labels) == pytest.approx(2 * (0.01 + 0.81 + 0.16 + 0.09) / 4)
+    edge = metrics.calibration_table([[1.0, 0.0]], [0])  # a probability of one belongs to the last bin
+    assert edge.shape == (15, 3) and edge[-1].tolist() == [1, 1, 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=40))
+def test_spearman_is_the_correlation_of_ranks(pairs):
+    weights, quality = np.array(pairs, dtype=float).T
+    measured = metrics.weight_quality_correlation(weights, quality)
+    if np.ptp(weights) == 0 or np.ptp(quality) == 0:
+        assert np.isnan(measured)
+    else:
+        assert measured == pytest.approx(np.corrcoef(rankdata(weights), rankdata(quality))[0, 1])
