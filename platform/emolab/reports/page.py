@@ -15,7 +15,7 @@ body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px;
   padding: .8rem; overflow-x: auto; }
-figure svg { max-width: 100%; height: auto; }
+figure svg { width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }

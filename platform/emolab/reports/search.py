@@ -47,9 +47,9 @@ def search_page(result: SearchResult, winner: TrainedModel) -> bytes:
 def _table(result: SearchResult) -> TableData:
     keys = list(result.best.parameters)
     return TableData(
-        columns=["trial", "state", "validation macro-F1", "epochs", *keys, "reason"],
+        columns=["trial", "state", "validation macro-F1", "epochs", *keys, "failure"],
         rows=[
-            [r.number, r.state.lower(), r.value, r.epochs, *(r.parameters.get(k) for k in keys), r.reason]
+            [r.number, r.state.lower(), r.value, r.epochs, *(r.parameters.get(k) for k in keys), r.reason if r.state == "FAIL" else ""]
             for r in result.records
         ],
     )

@@ -16,7 +16,6 @@ from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
 from emolab.sessions.preparation import prepare
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
-from emolab.training.recipe import WorkerSettings
 from emolab.training.train import TrainedModel, train
 from emolab.tuning.search import SearchResult, TuneSettings, plan_search, search
 
@@ -50,7 +49,7 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
             return None
         tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
         result = search(settings, tracker, report=report)
-        winner = _train_winner(settings, result, tracker, report)
+        winner = _train_winner(result, tracker, report)
     _conclude(settings, result, winner, tracker, report)
     return winner
 
@@ -64,16 +63,9 @@ def _prepare(settings: TuneSettings, report: Callable[[str], None], *, dry_run: 
         prepare(plan.build(), Path(plan.output), seed=plan.seed, shard_sessions=plan.shard_sessions, report=report)
 
 
-def _train_winner(
-    settings: TuneSettings, result: SearchResult, tracker: Tracker, report: Callable[[str], None]
-) -> TrainedModel:
-    workers = WorkerSettings.model_validate(
-        settings.workers.model_dump() | {"count": max(settings.tuning.final_workers, settings.workers.count)}
-    )
-    chosen = result.settings.model_copy(
-        update={"workers": workers, "name": f"{result.folder.name}-best-{result.best.number}"}
-    )
-    report(f"training the best configuration (trial {result.best.number}) with {workers.count} worker(s)")
+def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:
+    chosen = result.settings.model_copy(update={"name": f"{result.folder.name}-best-{result.best.number}"})
+    report(f"training the best configuration (trial {result.best.number}) with {chosen.workers.count} worker(s)")
     return train(chosen, tracker=tracker, parent=result.run_id, tags={"emolab.kind": "best"})
 
 

@@ -25,7 +25,7 @@ from emolab.sessions.preparation import PrepareSettings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import shared_datasets
-from emolab.training.recipe import TrainSettings, fingerprint
+from emolab.training.recipe import TrainSettings, WorkerSettings, fingerprint
 from emolab.tuning.searcher import FAILURE, FINISHED, StudySearch
 from emolab.tuning.space import SearchSpace, configured, read_space
 from emolab.tuning.study import METRIC, Sampler, Study, TrialRecord
@@ -47,7 +47,11 @@ class SearchSettings(Settings):
         default=None, ge=1, description="trials at a time; null: as many as the cluster holds"
     )
     seed: int = Field(default=0, ge=0, description="of the sampler")
-    final_workers: int = Field(default=1, ge=1, description="DDP workers that train the best configuration")
+    final_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="DDP workers that train the best configuration; null: up to 4, as fit the cluster",
+    )
 
 
 class TuneSettings(TrainSettings):
@@ -76,7 +80,7 @@ class SearchResult:
     records: list[TrialRecord]
     best: TrialRecord
     settings: TrainSettings
-    """The base configuration with the best parameters."""
+    """The base configuration with the best parameters, and the workers to train it with."""
     study: Study
 
 
@@ -116,6 +120,7 @@ class SearchPlan:
     manifest: Manifest
     space: SearchSpace
     concurrency: int
+    final_workers: int
 
     def describe(self, settings: TuneSettings) -> str:
         """The plan for people."""
@@ -124,7 +129,7 @@ class SearchPlan:
         return (
             f"{tuning.trials} trials of at most {settings.training.epochs} epochs ({settings.model.name}), "
             f"{self.concurrency} at a time, {tuning.sampler} over {keys}, scheduler {tuning.scheduler}; "
-            f"study {self.folder / 'study.db'}"
+            f"the best trained with {self.final_workers} worker(s); study {self.folder / 'study.db'}"
         )
 
 
@@ -139,26 +144,25 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     # The budget and the sampler may change between calls: a study can be extended.
     content = settings.base().identity() | {"space": space.model_dump(mode="json"), "data": manifest.digest}
     name = settings.name or f"search-{Path(settings.tuning.space).stem}-{fingerprint(content)}"
-    needs = _trial_resources(settings)
+    needs = _resources(settings.workers, settings.workers.count)
     require(needs, purpose="a trial")
-    require(
-        {"CPU": settings.tuning.final_workers * settings.workers.cpus},
-        purpose=f"training the best configuration with {settings.tuning.final_workers} workers",
-    )
     total = ray.cluster_resources()
-    fitting = int(min(total.get(key, 0.0) // amount for key, amount in needs.items() if amount))
+    fitting = int(min(total.get(key, 0.0) // amount for key, amount in needs.items()))
+    workers = settings.workers
+    final_workers = max(workers.count, settings.tuning.final_workers or min(4, fitting * workers.count))
+    require(_resources(workers, final_workers), purpose=f"training the best configuration with {final_workers} workers")
     return SearchPlan(
         folder=contained(Path(settings.output), name, what="study name"),
         manifest=manifest,
         space=space,
         concurrency=min(settings.tuning.concurrency or fitting, fitting, settings.tuning.trials),
+        final_workers=final_workers,
     )
 
 
-def _trial_resources(settings: TuneSettings) -> dict[str, float]:
-    workers = settings.workers
-    resources = {"CPU": workers.count * workers.cpus}
-    return resources | ({"GPU": float(workers.count * workers.gpus)} if workers.gpus else {})
+def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
+    """What so many workers hold."""
+    return {"CPU": count * workers.cpus} | ({"GPU": float(count * workers.gpus)} if workers.gpus else {})
 
 
 def _run_trials(
@@ -173,7 +177,7 @@ def _run_trials(
     shared_datasets(Path(base.data), plan.manifest)  # damaged data is refused here, once, not by every trial
     searcher = StudySearch(study, plan.space.distributions())
     if base.workers.count == 1:
-        trainable = ray.tune.with_resources(TrainingTrial, _trial_resources(settings))
+        trainable = ray.tune.with_resources(TrainingTrial, _resources(base.workers, base.workers.count))
     else:  # the workers reserve their own CPUs; the driver only waits for them
         trainable = ray.tune.with_resources(distributed_trial, {"memory": 64 * 2**20})
     tuner = ray.tune.Tuner(
@@ -319,7 +323,8 @@ def _result(settings: TuneSettings, plan: SearchPlan, study: Study, run: Run) ->
         reasons = "; ".join(sorted({record.reason for record in records if record.reason})[:3])
         run.finish("FAILED")
         raise UserError(f"none of the {len(records)} trials completed ({reasons or 'all were pruned'})")
-    chosen = configured(settings.base(), best.parameters)
+    workers = settings.workers.model_copy(update={"count": plan.final_workers})
+    chosen = configured(settings.base(), best.parameters).model_copy(update={"workers": workers})
     best_file = plan.folder / "best.yaml"
     content = chosen.model_dump(mode="json", include={"model", "training"})
     write_atomically(best_file, yaml.safe_dump(content, sort_keys=False).encode())
