@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,7 +60,7 @@ def parse(
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     for name, field in settings.model_fields.items():
-        if not _is_section(field.annotation):
+        if _section(field.annotation) is None:
             flag = f"--{name.replace('_', '-')}"
             parser.add_argument(flag, dest=name, metavar="VALUE", help=field.description, default=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="dotted overrides, see below")
@@ -194,26 +194,32 @@ def _dotted(override: str) -> dict[str, Any]:
         raise UserError(f"cannot read the value of {override!r}") from None
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class of a nested section, also of an optional one; None for a plain value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
 
 
 def _keys(settings: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         field = settings.model_fields.get(part)
-        if field is None or not _is_section(field.annotation):
+        section = _section(field.annotation) if field else None
+        if section is None:
             return []
-        settings = field.annotation  # pyright: ignore[reportAssignmentType]  # _is_section has looked
+        settings = section
     return list(settings.model_fields)
 
 
 def _help(settings: type[BaseModel], prefix: str = "") -> str:
     lines = [] if prefix else ["keys and defaults (set them as section.key=value or in a YAML file):"]
     for name, field in settings.model_fields.items():
-        if _is_section(field.annotation):
-            lines.append(_help(field.annotation, f"{prefix}{name}."))  # pyright: ignore[reportArgumentType]
+        section = _section(field.annotation)
+        if section is not None:
+            lines.append(_help(section, f"{prefix}{name}."))
         elif prefix:
-            lines.append(
-                f"  {prefix}{name} = {field.get_default(call_default_factory=True)!r}  {field.description or ''}"
-            )
+            default = field.get_default(call_default_factory=True)
+            lines.append(f"  {prefix}{name} = {default!r}  {field.description or ''}")
+    lines += [f"  {prefix}{line}" for line in getattr(settings, "further_keys", list)()]
     return "\n".join(line.rstrip() for line in lines if line)

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from emolab.cluster import connected, running_cluster
-from emolab.configuration import read_preset, validate
+from emolab.configuration import read_preset, run_job, validate
 from emolab.names import UserError
 from emolab.sessions.manifest import FILE_NAME, read_manifest
+from emolab.sessions.shards import describe, verify
 from emolab.tracking.runs import open_tracker
 from emolab.tuning.search import TuneSettings, plan_search
 
@@ -39,14 +40,12 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="command")
     doctor = commands.add_parser("doctor", help="check versions, devices, resources against the plan, disk, tracker")
     doctor.add_argument("--preset", default="small", help="the plan to check (default: small)")
-    doctor.set_defaults(run=examine)
+    doctor.set_defaults(run=lambda options: print_findings(examine(options.preset)))
+    check = commands.add_parser("verify", help="read a whole data set, check every digest and session, describe it")
+    check.add_argument("folder", type=Path)
+    check.set_defaults(run=lambda options: print(describe(verify(options.folder))) or True)
     options = parser.parse_args()
-    try:
-        findings = options.run(options.preset)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print_findings(findings)
-    sys.exit(0 if all(finding.good for finding in findings) else 1)
+    run_job(lambda: None if options.run(options) else sys.exit(1))
 
 
 def examine(preset: str) -> list[Finding]:
@@ -60,12 +59,13 @@ def examine(preset: str) -> list[Finding]:
     return [_guarded(check, settings) for check in checks]
 
 
-def print_findings(findings: list[Finding]) -> None:
-    """A table for people."""
+def print_findings(findings: list[Finding]) -> bool:
+    """A table for people; whether all is well."""
     table = Table(show_header=False)
     for finding in findings:
         table.add_row("[green]ok[/]" if finding.good else "[red]!![/]", finding.topic, finding.detail)
     Console(width=None if Console().is_terminal else 120).print(table)
+    return all(finding.good for finding in findings)
 
 
 def _guarded(check: Callable[[TuneSettings], Finding], settings: TuneSettings) -> Finding:

@@ -31,6 +31,14 @@ class ModelSettings(Settings, extra="allow"):
         options = {key: value for key, value in values.items() if key != "name"}
         return {"name": name} | asdict(_model_options(name, options))
 
+    @classmethod
+    def further_keys(cls) -> list[str]:
+        """For ``--help``: the options of the default model."""
+        options = asdict(zoo.entry("edu_emotionnet").config)
+        return [f"{key} = {value!r}" for key, value in options.items()] + [
+            f"* : options of another model; models: {', '.join(zoo.ZOO)}"
+        ]
+
     @property
     def options(self) -> Any:
         """The model's configuration dataclass."""
