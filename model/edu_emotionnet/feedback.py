@@ -143,31 +143,31 @@ class SequentialAdjoint(torch.autograd.Function):
         alpha = torch.addcmul(g, y, g.sum(0, keepdim=True), value=-1)
         if not ctx.detach:
             _add_later_steps(alpha, _transitions(y, hidden, previous, classifier))
-        alpha = alpha.view(classes, -1)
-        before = beliefs[:-1].transpose(0, 1).reshape(classes, -1)
-        z_gradient = torch.empty_like(z) if ctx.needs_input_grad[0] else None
+        before = beliefs[:-1].transpose(0, 1)
+        z_gradient = z.new_empty(z.shape) if ctx.needs_input_grad[0] else None
         fused_gradient, previous_gradient = torch.zeros_like(fused), torch.zeros_like(classifier)
         classifier_gradient = torch.zeros_like(classifier)
-        for block in _blocks(steps, sessions):
-            pairs = slice(block.start * sessions, block.stop * sessions)
-            active = hidden[block].view(-1, width)
-            delta = (alpha[:, pairs].t() @ classifier).mul_(active.sign())
-            fused_gradient.addmm_(delta.t(), z[:, block].transpose(0, 1).reshape(-1, width))
-            previous_gradient.addmm_(before[:, pairs], delta)
-            classifier_gradient.addmm_(alpha[:, pairs], active)
+        # Some sessions at a time, whole: their part of z and of its gradient is one piece of memory.
+        for group in _blocks(sessions, steps):
+            active = hidden[:, group].transpose(0, 1).reshape(-1, width)
+            logit_gradient = alpha[..., group].transpose(1, 2).reshape(classes, -1)
+            delta = (logit_gradient.t() @ classifier).mul_(active.sign())
+            fused_gradient.addmm_(delta.t(), z[group].reshape(-1, width))
+            previous_gradient.addmm_(before[..., group].transpose(1, 2).reshape(classes, -1), delta)
+            classifier_gradient.addmm_(logit_gradient, active)
             if z_gradient is not None:
-                z_gradient[:, block] = (delta @ fused).view(-1, sessions, width).transpose(0, 1)
+                torch.mm(delta, fused, out=z_gradient[group].view(-1, width))
         bias_gradient = previous_gradient.sum(0)  # since every belief sums to one
         return (
             z_gradient, fused_gradient, bias_gradient, previous_gradient.t(),
-            classifier_gradient, alpha.sum(1), None,
+            classifier_gradient, alpha.sum((1, 2)), None,
         )  # fmt: skip
 
 
-def _blocks(steps: int, sessions: int) -> list[slice]:
-    """Consecutive steps in groups of about BLOCK_ROWS (step, session) pairs."""
-    size = max(1, BLOCK_ROWS // sessions)
-    return [slice(first, min(first + size, steps)) for first in range(0, steps, size)]
+def _blocks(count: int, rows_each: int) -> list[slice]:
+    """0 .. count in consecutive groups of about BLOCK_ROWS rows, ``rows_each`` for each of them."""
+    size = max(1, BLOCK_ROWS // rows_each)
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _transitions(y: Tensor, hidden: Tensor, previous: Tensor, classifier: Tensor) -> Tensor:

@@ -1,0 +1,155 @@
+"""Lemma 1 of the paper (section III.F), measured on a trained model instead of assumed.
+
+The lemma claims one Lipschitz constant for the whole input space. Dot-product attention has none: its slope
+grows with the size of its inputs (Kim, Papamakarios and Mnih, "The Lipschitz Constant of Self-Attention", ICML
+2021). What exists, and is measured here, is the *local* constant at given sessions: the largest singular value
+of the Jacobian of the class probabilities with respect to one modality's features. Theorem 1 is measured in
+``fixed_points``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from edu_emotionnet.batch import SessionBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalLipschitz:
+    """Local Lipschitz constants of one modality's features -> class probabilities, one per session (Lemma 1)."""
+
+    modality: str
+    missing: str | None
+    """The modality that was taken away from every session; None where nothing was."""
+    outputs: str
+    """`all`: the probabilities of every real step, as one vector; `last`: of the last real step."""
+    constants: Tensor
+    """(B,) largest singular values, in probability per unit of raw feature (Euclidean norms on both sides).
+
+    Power iteration approaches them from below."""
+    converged: Tensor
+    """(B,) bool: the last iteration changed the constant by no more than the tolerance."""
+    iterations: int
+    """Power iterations done."""
+
+    @property
+    def largest(self) -> float:
+        return float(self.constants.max())
+
+
+def local_lipschitz(
+    model: nn.Module,
+    batch: SessionBatch,
+    *,
+    modality: str,
+    missing: str | None = None,
+    outputs: str = "all",
+    iterations: int = 500,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> LocalLipschitz:
+    """Largest singular value of d probabilities / d features[modality], for every session of a batch (Lemma 1).
+
+    Power iteration on J^T J with one Jacobian-vector and one vector-Jacobian product per iteration: no Jacobian
+    is formed. Sessions do not influence each other, so all of them iterate at once. Steps at which the modality
+    is absent are no inputs, padding is neither input nor output.
+
+    Args:
+        model: any model of the zoo, in eval mode.
+        batch: the sessions at which the constants hold.
+        modality: the one whose features vary.
+        missing: another modality, taken away first (the lemma's "at most one missing").
+        outputs: `all` or `last`.
+        iterations: at most this many.
+        tolerance: relative change of a constant at which its session counts as converged.
+        seed: of the random first directions.
+
+    Raises:
+        ValueError: the model is in training mode (dropout has no Lipschitz constant), or an argument is unknown.
+        NotImplementedError, RuntimeError: a layer of the model has no forward-mode derivative in PyTorch (GRU,
+            the fused inference path of nn.TransformerEncoderLayer).
+    """
+    _check_lipschitz_arguments(model, batch, modality, missing, outputs)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+        push, pull = _jacobian_products(model, _without(batch, missing), modality, outputs)
+        generator = torch.Generator().manual_seed(seed)
+        features = batch.features[modality]
+        image = push(_unit(torch.randn(features.shape, generator=generator).to(features)))
+        constants, converged, done = _norms(image), torch.zeros(len(image), dtype=torch.bool), 0
+        while done < iterations and not bool(converged.all()):
+            image = push(_unit(pull(_unit(image))))
+            previous, constants = constants, _norms(image)
+            converged = (constants - previous).abs() <= tolerance * constants
+            done += 1
+    return LocalLipschitz(
+        modality=modality, missing=missing, outputs=outputs,
+        constants=constants, converged=converged, iterations=done,
+    )  # fmt: skip
+
+
+def lipschitz_table(model: nn.Module, batch: SessionBatch, *, outputs: str = "all") -> list[LocalLipschitz]:
+    """Every case of Lemma 1: each modality, with none and with each of the others missing."""
+    names = batch.modalities
+    cases = [(name, gone) for name, gone in product(names, (None, *names)) if gone != name]
+    return [local_lipschitz(model, batch, modality=name, missing=gone, outputs=outputs) for name, gone in cases]
+
+
+def _check_lipschitz_arguments(
+    model: nn.Module, batch: SessionBatch, modality: str, missing: str | None, outputs: str
+) -> None:
+    if model.training:
+        raise ValueError("the model is in training mode: call model.eval() before measuring Lipschitz constants")
+    if modality not in batch.modalities:
+        raise ValueError(f"modality must be among {', '.join(batch.modalities)}, got {modality!r}")
+    if missing is not None and (missing == modality or missing not in batch.modalities):
+        raise ValueError(f"missing must be another modality than {modality!r} or None, got {missing!r}")
+    if outputs not in ("all", "last"):
+        raise ValueError(f"outputs must be 'all' or 'last', got {outputs!r}")
+
+
+def _without(batch: SessionBatch, missing: str | None) -> SessionBatch:
+    if missing is None:
+        return batch
+    return replace(batch, present={**batch.present, missing: torch.zeros_like(batch.present[missing])})
+
+
+def _jacobian_products(
+    model: nn.Module, batch: SessionBatch, modality: str, outputs: str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """v -> J v and u -> J^T u, for v (B, T, D) and u (B, T, K)."""
+    last = torch.arange(batch.labels.shape[1], device=batch.lengths.device) == batch.lengths[:, None] - 1
+    counted = (batch.real if outputs == "all" else last)[..., None]
+    frozen = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+    def probabilities(features: Tensor) -> Tensor:
+        changed = replace(batch, features={**batch.features, modality: features})
+        # Detached weights: otherwise every product would also be recorded for a gradient that nobody asks for.
+        log_probabilities = functional_call(model, frozen, (changed,)).log_probabilities
+        return log_probabilities.exp().masked_fill(~counted, 0.0)
+
+    # An unobserved value may be anything, NaN included, and no model reads it.
+    observed = batch.present[modality] & batch.real
+    point = batch.features[modality].detach().masked_fill(~observed[..., None], 0.0)
+    pull = vjp(probabilities, point)[1]
+    return (
+        lambda direction: jvp(probabilities, (point,), (direction,))[1].detach(),
+        lambda gradient: pull(gradient)[0].detach(),
+    )
+
+
+def _norms(values: Tensor) -> Tensor:
+    """(B, ...) -> (B,) Euclidean norms."""
+    return values.flatten(1).norm(dim=1)
+
+
+def _unit(values: Tensor) -> Tensor:
+    """Every session's part scaled to norm one; a part that is zero stays zero."""
+    scale = _norms(values).clamp_min(torch.finfo(values.dtype).tiny)
+    return values / scale.view(-1, *[1] * (values.dim() - 1))
