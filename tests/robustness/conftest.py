@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from emolab.sessions.schema import Session
 
 DIMENSIONS = {"audio": 5, "visual": 7, "text": 3}
@@ -13,15 +14,15 @@ DIMENSIONS = {"audio": 5, "visual": 7, "text": 3}
 
 def make_session(number: int, steps: int = 20, modalities: tuple[str, ...] = tuple(DIMENSIONS), **changes) -> Session:
     generator = np.random.default_rng(number)
-    values = dict(
-        session_id=f"session-{number}",
-        speaker_id=f"speaker-{number % 4}",
-        corpus="test",
-        step_seconds=1.0,
-        features={m: generator.standard_normal((steps, DIMENSIONS[m])).astype(np.float32) for m in modalities},
-        present={m: generator.random(steps) > 0.1 for m in modalities},
-        labels=np.where(generator.random(steps) < 0.1, -100, generator.integers(0, 4, steps)),
-    )
+    values = {
+        "session_id": f"session-{number}",
+        "speaker_id": f"speaker-{number % 4}",
+        "corpus": "test",
+        "step_seconds": 1.0,
+        "features": {m: generator.standard_normal((steps, DIMENSIONS[m])).astype(np.float32) for m in modalities},
+        "present": {m: generator.random(steps) > 0.1 for m in modalities},
+        "labels": np.where(generator.random(steps) < 0.1, -100, generator.integers(0, 4, steps)),
+    }
     return Session(**values | changes)
 
 

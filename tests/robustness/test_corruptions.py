@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from emolab.names import UserError
 from emolab.robustness.corruptions.catalog import corruption, corruptions, register
 from emolab.robustness.corruptions.observed import Surroundings, Variant, choose_donor, corrupt
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 FEATURE_LEVEL = [row for row in corruptions().values() if row.stage == "features"]
 NAMES = [row.name for row in FEATURE_LEVEL]
@@ -103,7 +104,7 @@ def test_bytes_do_not_depend_on_the_process():
 
 
 def test_streams_differ_by_session_modality_corruption_and_seed(session):
-    base = dict(modality="audio", corruption="frame_missing", level=0.5, seed=0)
+    base = {"modality": "audio", "corruption": "frame_missing", "level": 0.5, "seed": 0}
     plain = digest(corrupt(session(0, 200), Variant(**base)))
     assert digest(corrupt(session(0, 200), Variant(**base | {"seed": 1}))) != plain
     same_mask = session(0, 200, present={m: np.ones(200, bool) for m in MODALITIES})

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emolab.robustness import metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from emolab.robustness import metrics
 
 
 @settings(deadline=None)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from emolab.names import UserError
 from emolab.robustness.corruptions.bad_network import pixelated
 from emolab.robustness.corruptions.catalog import corruptions
@@ -78,7 +80,7 @@ def test_low_pass_removes_the_high_tone_and_keeps_the_low_one(recording):
 def test_packets_lost_are_nested_and_near_the_rate(recording):
     constant = replace(recording, waveform=np.ones(16_000 * 60, np.float32))
     lost = [corrupt_recording(constant, "audio_packet_loss", s).waveform == 0 for s in range(1, 6)]
-    assert all(not (a & ~b).any() for a, b in zip(lost, lost[1:], strict=False))
+    assert all(not (a & ~b).any() for a, b in itertools.pairwise(lost))
     for silent, share in zip(lost, (0.05, 0.1, 0.2, 0.3, 0.5), strict=True):
         assert silent.mean() == pytest.approx(share, abs=0.03)
 
@@ -93,7 +95,7 @@ def test_word_error_rate_is_near_the_request():
         errors = len(words) - len(kept)
         assert errors / len(words) == pytest.approx(share, abs=0.03)
         assert inserted / errors == pytest.approx(0.15, abs=0.05)
-        assert all(a.start <= b.start for a, b in zip(heard, heard[1:], strict=False))
+        assert all(a.start <= b.start for a, b in itertools.pairwise(heard))
 
 
 def test_one_edit_changes_a_word_by_one_character():

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from emolab.names import UserError, checked_name
 from emolab.robustness.cells import distinct_variants
 from emolab.robustness.corruptions.catalog import corruptions
 from emolab.robustness.suites import expand, load_suite, parse_suite, shipped_suites
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MODALITIES = ("audio", "visual", "text")
 
@@ -96,7 +97,7 @@ def test_files(tmp_path):
     file.write_text("name: mine\nsweeps: [{corruption: gaussian, levels: [2]}]\n")
     assert len(expand(load_suite(file), MODALITIES)) == 2
     file.write_text("name: [unclosed")
-    with pytest.raises(UserError, match="mine.yaml is not YAML"):
+    with pytest.raises(UserError, match=r"mine\.yaml is not YAML"):
         load_suite(file)
     with pytest.raises(UserError, match="did you mean 'paper'"):
         load_suite("papre")

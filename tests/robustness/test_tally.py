@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from edu_emotionnet.zoo import build
 from emolab.robustness.assembly import clean_batch
 from emolab.robustness.metrics import brier, calibration_table, expected_calibration_error
@@ -30,7 +31,7 @@ def test_counts_are_those_of_a_direct_evaluation(session, model, cells):
     batch = clean_batch(sessions)
     with torch.inference_mode():
         predictions = model(batch)
-    assert [cell.id for cell in tally.cells][0] == "clean" and tally.engine == "factorised"
+    assert next(cell.id for cell in tally.cells) == "clean" and tally.engine == "factorised"
     probabilities, labels = [], []
     for row, one in enumerate(sessions):
         expected = np.zeros((4, 4), int)

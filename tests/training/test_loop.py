@@ -13,7 +13,7 @@ from torch import Tensor
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
 from emolab.sessions.manifest import read_manifest
-from emolab.training.augmentation import drop_steps
+from emolab.training.augmentation import add_noise, drop_steps
 from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, evaluate, run_to_end
 from emolab.training.metrics import Evaluation
@@ -123,6 +123,22 @@ def test_modality_dropout_is_a_function_of_the_session_not_of_the_batch(toy_data
         assert torch.equal(one.present[name], two.present[name].flip(0))
         assert not (one.present[name] & ~clean.present[name]).any()
     assert any(one.present[n].sum() < clean.present[n].sum() for n in clean.modalities)
+
+
+def test_feature_noise_is_a_function_of_the_session_and_never_touches_the_padding(toy_data: Path) -> None:
+    data = load_training_data(toy_data)
+    arguments: dict[str, Any] = {"std": data.manifest.statistics.std, "largest": 1.0, "seed": 3, "epoch": 2}
+    order = [0, 5, 9, 11]
+    ids = [data.train.session_ids[i] for i in order]
+    clean = data.train.batch(order)
+    one = add_noise(clean, ids, **arguments)
+    two = add_noise(data.train.batch(order[::-1]), ids[::-1], **arguments)
+    for name in clean.modalities:
+        assert torch.equal(one.features[name], two.features[name].flip(0))
+        assert (one.features[name] != clean.features[name]).any()
+        assert (one.features[name][~clean.real] == 0).all()
+        deviation = (one.features[name] - clean.features[name])[clean.real].std(0)
+        assert (deviation < 2 * torch.tensor(data.manifest.statistics.std[name])).all()
 
 
 def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(toy_data: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_tracker_holds_every_trial_once_below_the_search(finished: Finished)
         record = by_number[int(run.data.tags["emolab.trial"])]
         assert states[run.data.tags["emolab.trial_state"]] == record.state
         assert run.info.status == ("FAILED" if record.state == "FAIL" else "FINISHED")
-        history = tracker.client.get_metric_history(run_id, "validation_macro_f1")
+        history = tracker.client.get_metric_history(run_id, "kept_macro_f1")
         assert sorted(metric.step for metric in history) == list(range(1, record.epochs + 1))
         assert float(run.data.params["training.kl_weight"]) == pytest.approx(record.parameters["training.kl_weight"])
 
@@ -173,3 +173,35 @@ def test_a_trial_with_two_workers_runs_as_a_training_of_its_own(
     result = search(settings, tracker_of(settings))
     assert result.best.state == "COMPLETE"
     assert result.best.epochs == 6
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_robustness_as_a_second_objective_ends_in_a_pareto_front(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=5, objectives=["macro_f1", "robustness"])
+    (tmp_path / "space.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "parameters": {
+                    "training.learning_rate": {"distribution": "categorical", "choices": [0.01, 0.0001]},
+                    "training.modality_dropout": {"distribution": "categorical", "choices": [0.0, 0.5]},
+                }
+            }
+        )
+    )
+    result = search(settings, tracker_of(settings))
+    assert [r.state for r in result.records] == ["COMPLETE"] * 5
+    pairs = {r.number: (r.value, r.robustness) for r in result.records}
+    for value, area in pairs.values():
+        assert value is not None
+        assert area is not None
+        assert 0.0 < area <= value + 0.1  # what is missing does not help
+    beaten = {
+        n
+        for n, (v, a) in pairs.items()
+        if any(w >= v and b >= a and (w, b) != (v, a) for w, b in pairs.values())  # pyright: ignore[reportOptionalOperand]
+    }
+    assert set(result.study.front()) == set(pairs) - beaten
+    assert result.best.number in result.study.front()

@@ -37,6 +37,8 @@ def search_page(result: SearchResult, winner: TrainedModel) -> bytes:
         Section(title="How the search went", figure=_history(result)),
         Section(title="Parameter against score", figure=_slices(result)),
     ]
+    if any(record.robustness is not None for record in result.records):
+        sections.insert(1, Section(title="Macro-F1 against robustness, both on validation", figure=_front(result)))
     importances = result.study.importances()
     if importances:
         sections.append(Section(title="Importance of the parameters (PED-ANOVA)", figure=_importances(importances)))
@@ -46,10 +48,27 @@ def search_page(result: SearchResult, winner: TrainedModel) -> bytes:
 
 def _table(result: SearchResult) -> TableData:
     keys = list(result.best.parameters)
+    both = any(record.robustness is not None for record in result.records)
     return TableData(
-        columns=["trial", "state", "validation macro-F1", "epochs", *keys, "failure"],
+        columns=[
+            "trial",
+            "state",
+            "validation macro-F1",
+            *(["robustness"] if both else []),
+            "epochs",
+            *keys,
+            "failure",
+        ],
         rows=[
-            [r.number, r.state.lower(), r.value, r.epochs, *(r.parameters.get(k) for k in keys), r.reason if r.state == "FAIL" else ""]
+            [
+                r.number,
+                r.state.lower(),
+                r.value,
+                *([r.robustness] if both else []),
+                r.epochs,
+                *(r.parameters.get(k) for k in keys),
+                r.reason if r.state == "FAIL" else "",
+            ]
             for r in result.records
         ],
     )
@@ -71,6 +90,21 @@ def _history(result: SearchResult) -> bytes:
                 line.append((record.number, best))
         axes.step(*zip(*line, strict=True), where="post", color="C1", label="best so far")
         axes.set(xlabel="trial", ylabel="validation macro-F1")
+        axes.legend(frameon=False)
+        return svg(figure)
+
+
+def _front(result: SearchResult) -> bytes:
+    front = set(result.study.front())
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        points = {r.number: (r.value or 0.0, r.robustness) for r in result.records if r.robustness is not None}
+        axes.scatter(*zip(*points.values(), strict=True), color="C7", s=22, label="trials")
+        best = sorted(point for number, point in points.items() if number in front)
+        axes.plot(*zip(*best, strict=True), color="C1", marker="o", label="Pareto front")
+        axes.annotate("chosen", points[result.best.number], xytext=(6, -12), textcoords="offset points")
+        axes.set(xlabel="macro-F1", ylabel="area under the missing-rate curve")
         axes.legend(frameon=False)
         return svg(figure)
 

@@ -22,6 +22,7 @@ from edu_emotionnet.batch import IGNORED_LABEL, MODALITIES, SessionBatch
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.sessions.manifest import Manifest
+from emolab.sessions.schema import Session
 from emolab.sessions.shards import read_shard
 
 
@@ -130,15 +131,21 @@ class SessionStore:
             labels=torch.from_numpy(labels),
         )
 
-    def quality(self, indices: Iterable[int]) -> dict[str, NDArray[np.float32]]:
-        """Modality -> true quality of the sessions' steps, one session after the other; empty where unknown."""
-        rows = [self._rows[index] for index in indices]
-        return {
-            name: np.concatenate(
-                [self.blocks[b].quality[name][self.blocks[b].starts[i] : self.blocks[b].starts[i + 1]] for b, i in rows]
-            )
-            for name in (self.blocks[0].quality if self.blocks else ())
-        }
+    def session(self, index: int, manifest: Manifest) -> Session:
+        """One session on its own; its arrays are views of the block's."""
+        b, i = self._rows[index]
+        block = self.blocks[b]
+        steps = slice(int(block.starts[i]), int(block.starts[i + 1]))
+        return Session(
+            session_id=block.session_ids[i],
+            speaker_id=block.speaker_ids[i],
+            corpus=manifest.corpus,
+            step_seconds=manifest.step_seconds,
+            features={name: values[steps] for name, values in block.features.items()},
+            present={name: values[steps] for name, values in block.present.items()},
+            labels=block.labels[steps],
+            quality={name: values[steps] for name, values in block.quality.items()},
+        )
 
 
 def load_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:

@@ -108,6 +108,8 @@ def print_trials(result: SearchResult, *, most: int = 20) -> None:
         table.add_column(column, justify="left" if column == "state" else "right")
     for record in result.records[:most]:
         score = "-" if record.value is None else f"{record.value:.4f}"
+        if record.robustness is not None:
+            score += f" / {record.robustness:.4f}"
         values = [_number(record.parameters.get(key)) for key in keys]
         table.add_row(str(record.number), record.state.lower(), score, str(record.epochs), *values)
     Console(width=None if Console().is_terminal else 120).print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +29,27 @@ def drop_steps(batch: SessionBatch, session_ids: Sequence[str], *, share: float,
             kept = stream.random(steps) >= stream.random()
             mask[row, :steps] &= torch.from_numpy(kept)
     return replace(batch, present=present)
+
+
+def add_noise(
+    batch: SessionBatch,
+    session_ids: Sequence[str],
+    *,
+    std: Mapping[str, Sequence[float]],
+    largest: float,
+    seed: int,
+    epoch: int,
+) -> SessionBatch:
+    """Gaussian noise of k standard deviations on every feature, k ~ U(0, largest) per session and modality, redrawn
+    every epoch. Keyed as ``drop_steps``."""
+    features = {name: values.clone() for name, values in batch.features.items()}
+    for row, session_id in enumerate(session_ids):
+        steps = int(batch.lengths[row])
+        for name, values in features.items():
+            stream = _generator(session_id, f"noise-{name}", seed, epoch)
+            noise = stream.normal(size=(steps, values.shape[2])) * np.asarray(std[name]) * (largest * stream.random())
+            values[row, :steps] += torch.from_numpy(noise.astype(np.float32))
+    return replace(batch, features=features)
 
 
 def _generator(session_id: str, stream: str, seed: int, epoch: int) -> np.random.Generator:

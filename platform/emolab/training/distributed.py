@@ -101,8 +101,7 @@ def _worker(config: dict[str, Any]) -> None:
     epochs = fit(
         model,
         prepare_model(model),
-        data.train,
-        data.validation,
+        data,
         settings.training,
         workers=workers,
         checkpoints=CheckpointFolder(Path(config["folder"]) / "checkpoints"),

@@ -17,7 +17,8 @@ from edu_emotionnet.losses import combined_loss
 from emolab.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from emolab.names import UserError
 from emolab.sessions.loading import SessionStore, epoch_batches, ordered_batches
-from emolab.training.augmentation import drop_steps
+from emolab.training.augmentation import add_noise, drop_steps
+from emolab.training.data import TrainingData
 from emolab.training.metrics import EpochReport, Evaluation
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainingSettings
@@ -57,8 +58,7 @@ class Outcome:
 def fit(
     model: nn.Module,
     wrapped: nn.Module,
-    train: SessionStore,
-    validation: SessionStore,
+    data: TrainingData,
     settings: TrainingSettings,
     *,
     workers: Workers,
@@ -79,10 +79,10 @@ def fit(
     best, progress = _resume(model, optimizer, checkpoints)
     while not progress.finished:
         started = time.perf_counter()
-        losses = _train_epoch(wrapped, optimizer, train, settings, progress.epoch, workers)
-        evaluation = evaluate(model, validation, settings, workers=workers) if len(validation) else None
+        losses = _train_epoch(wrapped, optimizer, data, settings, progress.epoch, workers)
+        evaluation = evaluate(model, data.validation, settings, workers=workers) if len(data.validation) else None
         seconds = time.perf_counter() - started
-        progress = _advance(progress, settings, losses, evaluation, sessions_per_second=len(train) / seconds)
+        progress = _advance(progress, settings, losses, evaluation, sessions_per_second=len(data.train) / seconds)
         if progress.best_epoch == progress.epoch or settings.selection == "last":
             best = _copy(model.state_dict())
         if checkpoints is not None and workers.rank == 0:
@@ -103,7 +103,7 @@ def run_to_end(epochs: Generator[EpochReport, None, Outcome], report: Callable[[
 def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    store: SessionStore,
+    data: TrainingData,
     settings: TrainingSettings,
     epoch: int,
     workers: Workers,
@@ -113,7 +113,7 @@ def _train_epoch(
     # Random streams are a function of (seed, epoch, rank), so a resumed epoch draws what the unbroken one drew.
     torch.manual_seed(_mix(settings.seed, epoch + 1, workers.rank))
     batches = epoch_batches(
-        len(store),
+        len(data.train),
         settings.batch_size,
         seed=settings.seed,
         epoch=epoch,
@@ -124,7 +124,7 @@ def _train_epoch(
     for step, indices in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(epoch, step, len(batches))
-        batch = _training_batch(store, indices, settings, epoch).to(workers.device)
+        batch = _training_batch(data, indices, settings, epoch).to(workers.device)
         losses = combined_loss(model(batch), batch)
         total = losses.total(settings.kl_weight)
         shared = workers.sum(
@@ -174,12 +174,15 @@ def confusion_counts(log_probabilities: Tensor, batch: SessionBatch) -> Tensor:
 
 
 def _training_batch(
-    store: SessionStore, indices: NDArray[np.int64], settings: TrainingSettings, epoch: int
+    data: TrainingData, indices: NDArray[np.int64], settings: TrainingSettings, epoch: int
 ) -> SessionBatch:
-    batch = _share(store, indices)
-    if settings.modality_dropout and len(indices):
-        ids = [store.session_ids[index] for index in indices]
+    batch = _share(data.train, indices)
+    ids = [data.train.session_ids[index] for index in indices]
+    if settings.modality_dropout and ids:
         batch = drop_steps(batch, ids, share=settings.modality_dropout, seed=settings.seed, epoch=epoch)
+    if settings.feature_noise and ids:
+        std = data.manifest.statistics.std
+        batch = add_noise(batch, ids, std=std, largest=settings.feature_noise, seed=settings.seed, epoch=epoch)
     return batch
 
 
@@ -218,6 +221,7 @@ def _advance(
         validation_macro_f1=score,
         best_macro_f1=best if best is not None and best >= 0 else None,
         best_epoch=best_epoch,
+        kept_macro_f1=score if settings.selection == "last" else best if best is not None and best >= 0 else None,
         learning_rate=settings.learning_rate_at(epoch - 1, 0, 1),
         sessions_per_second=sessions_per_second,
         finished=finished,

@@ -56,6 +56,8 @@ class EpochReport:
     validation_macro_f1: float | None
     best_macro_f1: float | None
     best_epoch: int
+    kept_macro_f1: float | None
+    """Validation macro-F1 of the weights that would be kept if training ended here."""
     learning_rate: float
     sessions_per_second: float
     finished: bool

@@ -98,6 +98,9 @@ class TrainingSettings(Settings):
         le=1.0,
         description="share of sessions trained with randomly missing steps (LNLN's scheme: 0.5)",
     )
+    feature_noise: float = Field(
+        default=0.0, ge=0.0, description="largest Gaussian noise in training, in standard deviations of each feature"
+    )
     patience: int = Field(default=5, ge=1, description="epochs without a better validation macro-F1 before stopping")
     selection: Literal["best", "last"] = Field(
         default="best",

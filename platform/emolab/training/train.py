@@ -99,8 +99,7 @@ def epochs_in_process(
     return fit(
         model,
         model,
-        data.train,
-        data.validation,
+        data,
         settings.training,
         workers=Workers(device=device),
         checkpoints=checkpoints,

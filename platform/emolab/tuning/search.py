@@ -13,7 +13,7 @@ import ray
 import ray.tune
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
@@ -28,8 +28,8 @@ from emolab.training.data import shared_datasets
 from emolab.training.recipe import TrainSettings, WorkerSettings, fingerprint
 from emolab.tuning.searcher import FAILURE, FINISHED, StudySearch
 from emolab.tuning.space import SearchSpace, configured, read_space
-from emolab.tuning.study import METRIC, Sampler, Study, TrialRecord
-from emolab.tuning.trials import BASE, TrainingTrial, distributed_trial
+from emolab.tuning.study import METRIC, ROBUSTNESS, Objective, Sampler, Study, TrialRecord
+from emolab.tuning.trials import BASE, OBJECTIVES, TrainingTrial, distributed_trial
 
 
 class SearchSettings(Settings):
@@ -40,13 +40,25 @@ class SearchSettings(Settings):
     )
     trials: int = Field(default=12, ge=1, description="trials in total; those already in the study count")
     sampler: Sampler = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Literal["asha", "none"] = Field(
+        default="asha", description="asha stops weak trials early; with several objectives none does"
+    )
+    objectives: tuple[Objective, ...] = Field(
+        default=("macro_f1",), description="[macro_f1] or [macro_f1, robustness], both on validation"
+    )
     grace_epochs: int = Field(default=2, ge=1, description="epochs before ASHA may stop a trial")
     reduction_factor: int = Field(default=3, ge=2, description="ASHA keeps one in so many at each rung")
     concurrency: int | None = Field(
         default=None, ge=1, description="trials at a time; null: as many as the cluster holds"
     )
     seed: int = Field(default=0, ge=0, description="of the sampler")
+
+    @model_validator(mode="after")
+    def _objectives(self) -> SearchSettings:
+        if self.objectives not in (("macro_f1",), ("macro_f1", "robustness")):
+            raise ValueError(f"objectives must be [macro_f1] or [macro_f1, robustness], got {list(self.objectives)}")
+        return self
+
     final_workers: int | None = Field(
         default=None,
         ge=1,
@@ -101,6 +113,7 @@ def search(settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], 
             plan.folder.name,
             seed=settings.tuning.seed,
             sampler=settings.tuning.sampler,
+            objectives=settings.tuning.objectives,
         )
         run = _parent_run(settings, plan, tracker)
         requeued = study.requeue_interrupted()
@@ -142,8 +155,13 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     manifest = read_manifest(Path(settings.data))
     space = read_space(Path(settings.tuning.space), settings.base())
     # The budget and the sampler may change between calls: a study can be extended.
-    content = settings.base().identity() | {"space": space.model_dump(mode="json"), "data": manifest.digest}
+    objectives = {} if settings.tuning.objectives == ("macro_f1",) else {"objectives": settings.tuning.objectives}
+    content = (
+        settings.base().identity() | objectives | {"space": space.model_dump(mode="json"), "data": manifest.digest}
+    )
     name = settings.name or f"search-{Path(settings.tuning.space).stem}-{fingerprint(content)}"
+    if "robustness" in settings.tuning.objectives and settings.workers.count > 1:
+        raise UserError("robustness as an objective needs trials of one worker: set workers.count=1")
     needs = _resources(settings.workers, settings.workers.count)
     require(needs, purpose="a trial")
     total = ray.cluster_resources()
@@ -182,7 +200,7 @@ def _run_trials(
         trainable = ray.tune.with_resources(distributed_trial, {"memory": 64 * 2**20})
     tuner = ray.tune.Tuner(
         trainable,
-        param_space={BASE: base.model_dump(mode="json")},
+        param_space={BASE: base.model_dump(mode="json"), OBJECTIVES: list(settings.tuning.objectives)},
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             scheduler=_scheduler(settings),
@@ -201,7 +219,7 @@ def _run_trials(
 
 
 def _scheduler(settings: TuneSettings) -> TrialScheduler:
-    if settings.tuning.scheduler == "none":
+    if settings.tuning.scheduler == "none" or len(settings.tuning.objectives) > 1:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr="epoch",
@@ -251,7 +269,7 @@ class TrialRecorder(ray.tune.Callback):
         run.set_tags({"emolab.trial_state": state} | ({"failure": reason} if reason else {}))
         run.finish("FAILED" if state == "failed" else "FINISHED")
         result = trial.last_result or {}
-        outcome = reason or f"{METRIC} {result.get(METRIC, float('nan')):.4f}"
+        outcome = reason or f"validation macro-F1 {result.get(METRIC, float('nan')):.4f}"
         self._report(
             f"trial {self._searcher.number(trial.trial_id)} {state} after {int(result.get('epoch', 0))} epochs: "
             f"{outcome} ({self._study.finished()} of {self._budget})"
@@ -266,7 +284,7 @@ class TrialRecorder(ray.tune.Callback):
                 tags=code_version()
                 | {"emolab.kind": "trial", "emolab.trial": str(number), "emolab.tune_id": trial.trial_id},
             )
-            run.log_parameters({key: value for key, value in trial.config.items() if key != BASE})
+            run.log_parameters({key: value for key, value in trial.config.items() if key not in (BASE, OBJECTIVES)})
             self._runs[trial.trial_id] = run
         return self._runs[trial.trial_id]
 
@@ -275,8 +293,9 @@ _TRACKED = (
     "train_loss",
     "validation_loss",
     "validation_accuracy",
+    "validation_macro_f1",
     METRIC,
-    "best_macro_f1",
+    ROBUSTNESS,
     "learning_rate",
     "sessions_per_second",
 )

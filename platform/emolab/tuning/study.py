@@ -10,11 +10,17 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-METRIC = "validation_macro_f1"
+METRIC = "kept_macro_f1"
+"""Validation macro-F1 of the weights a trial would keep."""
+ROBUSTNESS = "validation_robustness"
+"""Area under the missing-rate curve on validation, of the same weights."""
+EPOCHS = "epochs"
 REASON = "reason"
 INTERRUPTED = "interrupted"
 
 Sampler = Literal["tpe", "random"]
+Objective = Literal["macro_f1", "robustness"]
+RESULT_KEYS: dict[Objective, str] = {"macro_f1": METRIC, "robustness": ROBUSTNESS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,9 @@ class TrialRecord:
     number: int
     state: str
     value: float | None
+    """Validation macro-F1."""
+    robustness: float | None
+    """Area under the missing-rate curve, where it is an objective and the trial completed."""
     epochs: int
     parameters: dict[str, Any]
     reason: str
@@ -32,15 +41,21 @@ class TrialRecord:
 class Study:
     """A study on disk, and the questions a search asks of it."""
 
-    def __init__(self, path: Path, name: str, *, seed: int, sampler: Sampler) -> None:
+    def __init__(
+        self, path: Path, name: str, *, seed: int, sampler: Sampler, objectives: Sequence[Objective] = ("macro_f1",)
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.url = f"sqlite:///{path.resolve()}"
         self.storage = optuna.storages.RDBStorage(self.url)
         self._study = optuna.create_study(
-            storage=self.storage, study_name=name, direction="maximize", load_if_exists=True
+            storage=self.storage,
+            study_name=name,
+            directions=[optuna.study.StudyDirection.MAXIMIZE] * len(objectives),
+            load_if_exists=True,
         )
+        self.objectives = tuple(objectives)
         # A resumed search must not draw again what the same seed drew before.
         shifted = seed + 1_000_003 * len(self._study.trials)
         self.sampler = (
@@ -79,7 +94,8 @@ class Study:
                 number=trial.number,
                 state=trial.state.name,
                 value=_value(trial),
-                epochs=max(trial.intermediate_values, default=0),
+                robustness=trial.values[1] if trial.values and len(trial.values) > 1 else None,
+                epochs=int(trial.user_attrs.get(EPOCHS, 0)),
                 parameters=dict(trial.params),
                 reason=trial.user_attrs.get(REASON, ""),
             )
@@ -87,8 +103,14 @@ class Study:
         ]
 
     def best(self) -> TrialRecord | None:
-        """The completed trial with the best final value; None where none completed."""
-        return next((record for record in self.records() if record.state == "COMPLETE"), None)
+        """The completed trial with the best final value, with several objectives the best mean of them; None where
+        none completed."""
+        complete = [record for record in self.records() if record.state == "COMPLETE" and record.value is not None]
+        return max(complete, key=lambda record: (_mean(record), -record.number), default=None)
+
+    def front(self) -> list[int]:
+        """Numbers of the trials that no other trial beats in every objective."""
+        return sorted(trial.number for trial in self._study.best_trials)
 
     def importances(self) -> dict[str, float]:
         """Parameter -> share of the variation it explains; empty where there are too few trials to tell."""
@@ -102,7 +124,12 @@ class Study:
         return self._study.get_trials(deepcopy=False)
 
 
+def _mean(record: TrialRecord) -> float:
+    values = [value for value in (record.value, record.robustness) if value is not None]
+    return sum(values) / len(values)
+
+
 def _value(trial: FrozenTrial) -> float | None:
-    if trial.value is not None:
-        return trial.value
+    if trial.values:
+        return trial.values[0]
     return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None

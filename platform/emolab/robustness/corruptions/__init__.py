@@ -1,0 +1,1 @@
+"""Corruptions, one module per family; a module that registers one is found by itself (see ``catalog``)."""

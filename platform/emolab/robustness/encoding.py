@@ -1,0 +1,101 @@
+"""Encoding many variants of one modality, with what they have in common computed once.
+
+The numbers are those of ``ModalityEncoder`` in evaluation mode. Three things are saved, none of them approximate:
+variants that differ in presence alone share the projection of their features and, since every token is then
+either the clean one or the absent one of its position, the first block's query, key and value; sequences in which
+the modality is never present are equal and encoded once; and residuals are added in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edu_emotionnet.encoder import CausalBlock, ModalityEncoder, merge_heads, sinusoidal_positions, split_heads
+
+ENCODED_STEPS = 400
+"""Steps encoded at a time: enough for full matrix products, few enough for the activations to stay in cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tokens:
+    """Input of the first block and its query, key and value, for steps that are present or absent."""
+
+    x: Tensor
+    """(B, T, d), or (1, T, d) for the absent tokens, which no session changes."""
+    query_key_value: Tensor
+    """(B, T, 3d)"""
+
+    @classmethod
+    def of(cls, x: Tensor, first: CausalBlock) -> _Tokens:
+        return cls(x=x, query_key_value=first.query_key_value(first.attention_norm(x)))
+
+    def where(self, mask: Tensor, absent: _Tokens) -> _Tokens:
+        """These tokens where the mask (B, T, 1) is true, else the absent ones."""
+        return _Tokens(
+            x=torch.where(mask, self.x, absent.x),
+            query_key_value=torch.where(mask, self.query_key_value, absent.query_key_value),
+        )
+
+    def __getitem__(self, sessions: slice) -> _Tokens:
+        return _Tokens(x=self.x[sessions], query_key_value=self.query_key_value[sessions])
+
+
+def encode_into(h: Tensor, places: Sequence[int], encoder: ModalityEncoder, features: Tensor, present: Tensor) -> None:
+    """Encode variants of one feature tensor: features (B, T, D), present (V, B, T) -> h[places], (V, B, T, d)."""
+    blocks = causal_blocks(encoder)
+    observed = present.any(dim=0)[..., None]
+    projected = encoder.project(encoder.standardise(features).masked_fill(~observed, 0.0))
+    positions = sinusoidal_positions(projected.shape[1], projected.shape[2], projected.device)
+    clean = _Tokens.of(projected + positions, blocks[0])
+    absent = _Tokens.of((encoder.absent + positions)[None], blocks[0])
+    heard = present.any(dim=2)
+    silence = None if heard.all() else contextualise(encoder, blocks, replace(absent, x=absent.x.clone()))
+    some = max(1, ENCODED_STEPS // features.shape[1])
+    for place, mask, sounds in zip(places, present, heard.tolist(), strict=True):
+        for sessions in runs_of(sounds, some):
+            if not sounds[sessions.start]:
+                h[place, sessions] = silence
+            else:
+                tokens = clean[sessions].where(mask[sessions, :, None], absent)
+                h[place, sessions] = contextualise(encoder, blocks, tokens)
+
+
+def runs_of(values: Sequence[bool], longest: int) -> list[slice]:
+    """Slices of at most ``longest`` consecutive equal values, in order, that cover all of them."""
+    starts = [0]
+    for index in range(1, len(values)):
+        if values[index] != values[index - 1] or index - starts[-1] == longest:
+            starts.append(index)
+    return [slice(*pair) for pair in pairwise([*starts, len(values)])]
+
+
+def causal_blocks(encoder: ModalityEncoder) -> list[CausalBlock]:
+    return [block for block in encoder.blocks if isinstance(block, CausalBlock)]
+
+
+def contextualise(encoder: ModalityEncoder, blocks: Sequence[CausalBlock], tokens: _Tokens) -> Tensor:
+    """The blocks and the last norm, (B, T, d) -> (B, T, d); overwrites ``tokens.x``."""
+    shape = tokens.x.shape
+    x = tokens.x.flatten(0, 1)
+    query_key_value = tokens.query_key_value
+    for number, block in enumerate(blocks):
+        if number:
+            query_key_value = block.query_key_value(block.attention_norm(x)).view(*shape[:2], -1)
+        q, k, v = (split_heads(part, block.heads) for part in query_key_value.chunk(3, dim=-1))
+        attended = merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        _add_linear(x, block.output, attended.flatten(0, 1))
+        widen, _, _, narrow = block.feedforward
+        assert isinstance(widen, nn.Linear) and isinstance(narrow, nn.Linear)
+        _add_linear(x, narrow, torch.ops.aten.gelu_(widen(block.feedforward_norm(x))))
+    return encoder.norm(x).view(shape)
+
+
+def _add_linear(x: Tensor, layer: nn.Linear, inputs: Tensor) -> None:
+    """x += layer(inputs), both (N, ...), without a buffer for the product."""
+    x.addmm_(inputs, layer.weight.t()).add_(layer.bias)
