@@ -2,40 +2,92 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 
 from emolab import checkpoint
 from emolab.names import UserError, checked_name
 from emolab.tracking.runs import MLflowTracker
+from emolab.training.train import flatten
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 _RUN = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
 
-def model_folders(uri: str, tracker: MLflowTracker, cache: Path) -> list[Path]:
+def model_folders(uri: str, tracker: Callable[[], MLflowTracker], cache: Path) -> list[Path]:
     """Folders with the kept weights that a URI stands for; what is remote is fetched into the cache.
 
     Args:
-        uri: a run's folder or its ``model`` folder; ``runs:/ID`` or the bare id, a comparison's id standing for
-            all of its finished models; ``models:/name@alias`` or ``models:/name/version``.
+        uri: a run's folder or its ``model`` folder; ``runs:/ID`` or the bare id, the id of a comparison or a search
+            standing for all of its finished models; ``models:/name@alias`` or ``models:/name/version``.
+        tracker: opens the tracker; not called for a folder.
 
     Raises:
         UserError: nothing is there, or what is there is damaged.
     """
     registered, run = _REGISTERED.fullmatch(uri), _RUN.fullmatch(uri)
     if registered:
-        return [_of_run(_run_of_version(tracker, *registered.groups()), tracker, cache)]
+        return [_of_run(_run_of_version(tracker(), *registered.groups()), tracker(), cache)]
     if run:
-        children = [child for child in tracker.children(run[1]) if tracker.read(child).ended is not None]
-        return [_of_run(run_id, tracker, cache) for run_id in children or [run[1]]]
+        return [_of_run(run_id, tracker(), cache) for run_id in _models_below(run[1], tracker()) or [run[1]]]
     for folder in (Path(uri), Path(uri) / "model"):
         if (folder / checkpoint.MANIFEST).exists():
-            checkpoint.load(folder)
-            return [folder]
+            return [kept_model(folder).folder]
     raise UserError(f"no model at {uri!r}: give a run's folder, runs:/ID, models:/name@alias or models:/name/version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptModel:
+    """Kept weights and how they came about."""
+
+    folder: Path
+    digest: str
+    """SHA-256 over the manifest, which holds the digests of all files: equal weights of one run, however found."""
+    run_id: str
+    """Of the training."""
+    settings: dict[str, Any]
+    """Model, training and the digest of the data, flat; without the seed."""
+
+    @property
+    def name(self) -> str:
+        """In the zoo."""
+        return str(self.settings["model.name"])
+
+
+def kept_model(folder: Path) -> KeptModel:
+    """Describe a folder with kept weights.
+
+    Raises:
+        UserError: a file is missing or damaged, or the folder is a checkpoint to resume from.
+    """
+    state = checkpoint.load(folder).state
+    if not {"model", "training", "dataset_digest", "run_id"} <= set(state):
+        raise UserError(f"{folder} is no kept model but a checkpoint to resume from: give the run's folder")
+    training = {key: value for key, value in state["training"].items() if key != "seed"}
+    return KeptModel(
+        folder=folder,
+        digest=hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest(),
+        run_id=str(state["run_id"]),
+        settings=flatten({"model": state["model"], "training": training, "data": state["dataset_digest"][:16]}),
+    )
+
+
+def _models_below(run_id: str, tracker: MLflowTracker) -> list[str]:
+    """The children of a run that ended well and kept a model: not a search's trials, nor cells that diverged."""
+    return [
+        child
+        for child in tracker.children(tracker.read(run_id).run_id)
+        if tracker.client.get_run(child).info.status == "FINISHED" and tracker.client.list_artifacts(child, "model")
+    ]
 
 
 def _run_of_version(tracker: MLflowTracker, name: str, alias: str | None, version: str | None) -> str:
@@ -46,17 +98,23 @@ def _run_of_version(tracker: MLflowTracker, name: str, alias: str | None, versio
             else tracker.client.get_model_version(name, version or "")
         )
     except MlflowException as error:
-        raise UserError(f"the registry has no {name}: {' '.join(str(error).split())[:160]}") from None
+        wanted = f"{name}@{alias}" if alias else f"{name}/{version}"
+        raise UserError(f"the registry has no {wanted}: {' '.join(str(error).split())[:160]}") from None
     return str(found.run_id)
 
 
 def _of_run(run_id: str, tracker: MLflowTracker, cache: Path) -> Path:
     folder = cache / checked_name(run_id, what="run id")
-    if not (folder / "model" / checkpoint.MANIFEST).exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return kept_model(folder).folder
+    except UserError:  # not fetched yet, or damaged since
+        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as temporary:
         try:
-            tracker.client.download_artifacts(run_id, "model", str(folder))
+            fetched = Path(tracker.client.download_artifacts(run_id, "model", temporary))
         except (MlflowException, OSError) as error:
             raise UserError(f"run {run_id} holds no model: {' '.join(str(error).split())[:160]}") from None
-    checkpoint.load(folder / "model")
-    return folder / "model"
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.copytree(kept_model(fetched).folder, partial)
+        partial.replace(folder)
+    return folder

@@ -32,7 +32,8 @@ def training_curves(reports: Sequence[Mapping[str, float | None]]) -> bytes:
         _curve(score, reports, "validation_accuracy", "accuracy")
         score.set(xlabel="epoch", ylabel="validation score")
         for axes in (loss, score):
-            axes.legend(frameon=False)
+            if axes.lines:  # a run without validation has no score
+                axes.legend(frameon=False)
         return svg(figure)
 
 

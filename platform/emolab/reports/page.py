@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ _CSS = """
 body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px;
+figure { margin: 0 0 .8rem; background: #fff; border: 1px solid var(--line); border-radius: 8px;
   padding: .8rem; overflow-x: auto; }
 figure svg { width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
@@ -38,9 +39,21 @@ for (const table of document.querySelectorAll('table')) {
 """
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A mean with its standard deviation, one cell of a table."""
+
+    mean: float
+    deviation: float = math.nan
+    """NaN where there is none."""
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + ("" if math.isnan(self.deviation) else f" ± {self.deviation:.4f}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableData:
-    """Columns and rows of plain values."""
+    """Columns and rows of plain values and ``Measured``."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -48,12 +61,14 @@ class TableData:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A titled part of a page: text, a table, an SVG figure, or several of them."""
+    """A titled part of a page: text, a table, SVG figures, or several of them."""
 
     title: str
     text: str = ""
     table: TableData | None = None
     figure: bytes | None = None
+    figures: Sequence[bytes] = ()
+    """Shown one below the other, after ``figure``."""
 
 
 def page(title: str, lines: Sequence[str], sections: Sequence[Section]) -> bytes:
@@ -69,9 +84,13 @@ def page(title: str, lines: Sequence[str], sections: Sequence[Section]) -> bytes
 
 def _section(section: Section) -> str:
     text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
-    figure = section.figure.decode() if section.figure else ""
-    picture = f"<figure>{figure[figure.find('<svg') :]}</figure>" if figure else ""
-    return f"<section><h2>{html.escape(section.title)}</h2>{text}{_table(section.table)}{picture}</section>"
+    figures = [*([section.figure] if section.figure else []), *section.figures]
+    pictures = "".join(_figure(figure.decode()) for figure in figures)
+    return f"<section><h2>{html.escape(section.title)}</h2>{text}{_table(section.table)}{pictures}</section>"
+
+
+def _figure(svg: str) -> str:
+    return f"<figure>{svg[svg.find('<svg') :]}</figure>"
 
 
 def _table(table: TableData | None) -> str:
@@ -84,4 +103,5 @@ def _table(table: TableData | None) -> str:
 
 def _cell(value: Any) -> str:
     shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f'<td data-value="{html.escape(str(value))}">{html.escape(shown)}</td>'
+    key = value.mean if isinstance(value, Measured) else value
+    return f'<td data-value="{html.escape(str(key))}">{html.escape(shown)}</td>'

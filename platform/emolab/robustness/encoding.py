@@ -55,15 +55,18 @@ def encode_into(h: Tensor, places: Sequence[int], encoder: ModalityEncoder, feat
     clean = _Tokens.of(projected + positions, blocks[0])
     absent = _Tokens.of((encoder.absent + positions)[None], blocks[0])
     heard = present.any(dim=2)
-    silence = None if heard.all() else contextualise(encoder, blocks, replace(absent, x=absent.x.clone()))
     some = max(1, ENCODED_STEPS // features.shape[1])
+    # One buffer for the widest activation of all passes: fresh memory costs as much as the arithmetic on it.
+    wide = h.new_empty(min(some, len(features)) * features.shape[1], _widen(blocks[0]).out_features)
+    silence = None if heard.all() else contextualise(encoder, blocks, replace(absent, x=absent.x.clone()), wide)
     for place, mask, sounds in zip(places, present, heard.tolist(), strict=True):
         for sessions in runs_of(sounds, some):
-            if not sounds[sessions.start]:
-                h[place, sessions] = silence
-            else:
+            if sounds[sessions.start]:
                 tokens = clean[sessions].where(mask[sessions, :, None], absent)
-                h[place, sessions] = contextualise(encoder, blocks, tokens)
+                h[place, sessions] = contextualise(encoder, blocks, tokens, wide)
+            else:
+                assert silence is not None
+                h[place, sessions] = silence
 
 
 def runs_of(values: Sequence[bool], longest: int) -> list[slice]:
@@ -79,8 +82,9 @@ def causal_blocks(encoder: ModalityEncoder) -> list[CausalBlock]:
     return [block for block in encoder.blocks if isinstance(block, CausalBlock)]
 
 
-def contextualise(encoder: ModalityEncoder, blocks: Sequence[CausalBlock], tokens: _Tokens) -> Tensor:
-    """The blocks and the last norm, (B, T, d) -> (B, T, d); overwrites ``tokens.x``."""
+def contextualise(encoder: ModalityEncoder, blocks: Sequence[CausalBlock], tokens: _Tokens, wide: Tensor) -> Tensor:
+    """The blocks and the last norm, (B, T, d) -> (B, T, d); overwrites ``tokens.x`` and the buffer ``wide``, which
+    has at least B * T rows."""
     shape = tokens.x.shape
     x = tokens.x.flatten(0, 1)
     query_key_value = tokens.query_key_value
@@ -90,10 +94,17 @@ def contextualise(encoder: ModalityEncoder, blocks: Sequence[CausalBlock], token
         q, k, v = (split_heads(part, block.heads) for part in query_key_value.chunk(3, dim=-1))
         attended = merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         _add_linear(x, block.output, attended.flatten(0, 1))
-        widen, _, _, narrow = block.feedforward
-        assert isinstance(widen, nn.Linear) and isinstance(narrow, nn.Linear)
-        _add_linear(x, narrow, torch.ops.aten.gelu_(widen(block.feedforward_norm(x))))
+        widen, narrow = _widen(block), block.feedforward[-1]
+        assert isinstance(narrow, nn.Linear)
+        active = torch.addmm(widen.bias, block.feedforward_norm(x), widen.weight.t(), out=wide[: len(x)])
+        _add_linear(x, narrow, torch.ops.aten.gelu_(active))
     return encoder.norm(x).view(shape)
+
+
+def _widen(block: CausalBlock) -> nn.Linear:
+    layer = block.feedforward[0]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def _add_linear(x: Tensor, layer: nn.Linear, inputs: Tensor) -> None:

@@ -3,28 +3,24 @@
 The cells of a sweep recombine few variants of each modality, and nearly all of the network's work is per modality
 or per ordered pair of modalities:
 
-1. every variant is encoded once, with its query, key and value, and the h-part of the MIE's first layer;
-2. every (query variant, key variant) pair that occurs is attended once, a "view"; g of a cell is a mean of views.
-   The g-part of the MIE's first layer and the z-part of the feedback layer are linear, so they may be applied to
-   the views (cheap in a grid, where many cells share a view) or to what a cell makes of them (cheap otherwise);
-3. a cell is then two weighted sums of table rows, a ReLU, a dot product and one step of the feedback loop. All
-   cells and sessions are stacked on one axis, and the tables are laid out step by step, so that the rows of a
-   step stay in cache. ``embedding_bag`` gathers, weighs and adds rows in one pass without a copy of them.
+1. every variant is encoded once (``encoding``), with its query, key and value;
+2. every (query variant, key variant) pair that occurs is attended once, a "view"; g of a cell is a mean of views;
+3. per cell only the weights of the modalities, their sum and the feedback loop are left (``recombination``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edu_emotionnet.encoder import ModalityEncoder
 from edu_emotionnet.network import EduEmotionNet
 from emolab.robustness.corruptions.observed import Variant
 from emolab.robustness.encoding import encode_into
+from emolab.robustness.recombination import Recombination, recombination
 from emolab.robustness.sharing import CellPlan, bounded_plans
 
 MEMORY_BYTES = 1 << 28
@@ -64,141 +60,63 @@ def evaluate_factorised(
     parts = []
     for plan in plans:
         fitting = memory_bytes // plan.table_bytes(steps=steps, width=width)
-        count = max(1, min(sessions, fitting, STEP_ROWS // len(plan.mixtures)))
-        stacks: dict[int, StackedCells] = {}
-        outputs = []
-        for first in range(0, sessions, count):
-            taken = slice(first, min(first + count, sessions))
-            size = taken.stop - taken.start
-            if size not in stacks:  # the last chunk may be smaller
-                stacks[size] = StackedCells(model, plan, size, steps)
-            outputs.append(stacks[size].run(variants, taken))
-        parts.append(tuple(torch.cat(output, dim=1) for output in zip(*outputs, strict=True)))
+        chunk = max(1, min(sessions, fitting, STEP_ROWS // len(plan.mixtures)))
+        parts.append(_evaluate_plan(model, plan, variants, chunk))
     return torch.cat([log_p for log_p, _ in parts]), torch.cat([weights for _, weights in parts])
 
 
-class StackedCells:
-    """The cells of one plan on chunks of ``sessions`` sessions; its tables are allocated once for all chunks.
+def _evaluate_plan(
+    model: EduEmotionNet, plan: CellPlan, variants: Mapping[Variant, ModalityInput], chunk: int
+) -> tuple[Tensor, Tensor]:
+    """All sessions under the cells of a plan, ``chunk`` sessions at a time; tables are allocated once per size."""
+    sessions, steps = variants[plan.variants[0]].present.shape
+    like = model.tfl.fused.weight
+    tables: dict[int, tuple[Recombination, Tensor]] = {}
+    outputs = []
+    for first in range(0, sessions, chunk):
+        taken = slice(first, min(first + chunk, sessions))
+        size = taken.stop - taken.start
+        if size not in tables:
+            h = like.new_empty(len(plan.variants), size, steps, len(like))
+            tables[size] = recombination(model, plan, size, steps), h
+        table, h = tables[size]
+        _encode_variants(h, model, plan, variants, taken)
+        for row, g in _views(model, plan, h):
+            table.store(row, g)
+        outputs.append(table.combine(h))
+    return torch.cat([log_p for log_p, _ in outputs], dim=1), torch.cat([weights for _, weights in outputs], dim=1)
 
-    Row numbers: item i of session b stands at i * sessions + b, whatever the items are.
-    """
 
-    def __init__(self, model: EduEmotionNet, plan: CellPlan, sessions: int, steps: int) -> None:
-        self.model, self.plan, self.sessions, self.steps = model, plan, sessions, steps
-        self.projects = plan.project_views(weighs=model.mie is not None)
-        self.like = model.tfl.fused.weight
-        width = model.config.d_model
-        views = len(plan.views) * sessions
-        own = len(plan.variants) * sessions
-        self.fused = self.like.new_empty(steps, views, width)  # g of every view, or W_z g + b
-        # The h-parts of the MIE stand behind the g-parts of the views, so that one sum takes from both.
-        self.hidden = self.like.new_empty(steps, own + (views if self.projects else 0), width)
-        self._index()
+def _encode_variants(
+    h: Tensor, model: EduEmotionNet, plan: CellPlan, inputs: Mapping[Variant, ModalityInput], taken: slice
+) -> None:
+    """The states of every variant of a plan, for a slice of the sessions, into h (V, sessions, T, d)."""
+    for name in model.modalities:
+        encoder = model.encoders[name]
+        assert isinstance(encoder, ModalityEncoder)
+        sharing: dict[int, list[int]] = {}
+        for index, variant in enumerate(plan.variants):
+            if variant.modality == name:
+                sharing.setdefault(inputs[variant].features.data_ptr(), []).append(index)
+        for same in sharing.values():
+            chosen = [inputs[plan.variants[index]] for index in same]
+            present = torch.stack([value.present[taken] for value in chosen])
+            encode_into(h, same, encoder, chosen[0].features[taken], present)
 
-    def _index(self) -> None:
-        plan, device = self.plan, self.like.device
-        share = 1.0 / plan.views_per_mixture
-        views = torch.tensor([views for _, views in plan.mixtures], device=device)
-        own = torch.tensor([variant for variant, _ in plan.mixtures], device=device)
-        cells = torch.tensor(plan.cells, device=device)
-        self.share = share
-        self.mixture_views = self._rows(views)
-        self.mixture_own = self._rows(own[:, None] + (len(plan.views) if self.projects else 0))
-        self.mixture_all = torch.cat([self.mixture_views, self.mixture_own], dim=1)
-        coefficients = [share] * plan.views_per_mixture + [1.0]
-        self.mixture_weights = self.like.new_tensor(coefficients).repeat(len(self.mixture_all), 1)
-        self.cell_mixtures = self._rows(cells)
-        self.cell_views = self._rows(views[cells].flatten(1))
 
-    def _rows(self, items: Tensor) -> Tensor:
-        """(N, n) item numbers -> (N * sessions, n) row numbers."""
-        session = torch.arange(self.sessions, device=items.device)
-        return (items[:, None, :] * self.sessions + session[None, :, None]).flatten(0, 1)
-
-    def run(self, inputs: Mapping[Variant, ModalityInput], taken: slice) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (C, sessions, T, K) and weights (C, sessions, T, M) for a slice of the batch."""
-        h = self._encode(inputs, taken)
-        self._fill_own(h)
-        self._fill_views(h)
-        log_p, weights = self._feedback()
-        shape = (self.steps, len(self.plan.cells), self.sessions, -1)
-        return log_p.view(shape).permute(1, 2, 0, 3), weights.view(shape).permute(1, 2, 0, 3)
-
-    def _encode(self, inputs: Mapping[Variant, ModalityInput], taken: slice) -> Tensor:
-        """(V, sessions, T, d) states of every variant."""
-        h = self.like.new_empty(len(self.plan.variants), self.sessions, self.steps, self.like.shape[0])
-        for name in self.model.modalities:
-            encoder = self.model.encoders[name]
-            assert isinstance(encoder, ModalityEncoder)
-            sharing: dict[int, list[int]] = {}
-            for index, variant in enumerate(self.plan.variants):
-                if variant.modality == name:
-                    sharing.setdefault(inputs[variant].features.data_ptr(), []).append(index)
-            for same in sharing.values():
-                chosen = [inputs[self.plan.variants[index]] for index in same]
-                present = torch.stack([value.present[taken] for value in chosen])
-                encode_into(h, same, encoder, chosen[0].features[taken], present)
-        return h
-
-    def _fill_own(self, h: Tensor) -> None:
-        mie, width = self.model.mie, h.shape[-1]
-        if mie is not None:
-            own = F.linear(h, mie.hidden.weight[:, :width], mie.hidden.bias)
-            self.hidden[:, -len(self.plan.variants) * self.sessions :] = own.flatten(0, 1).transpose(0, 1)
-
-    def _fill_views(self, h: Tensor) -> None:
-        """Attend every view and, where views are projected, apply both linear layers to it."""
-        cmaa, position = self.model.cmaa, {v: index for index, v in enumerate(self.plan.variants)}
-        if cmaa is None:
-            for row, (variant, _) in enumerate(self.plan.views):
-                self._store(row, h[position[variant]])
-            return
-        query, key, value = (part(h) for part in (cmaa.query, cmaa.key, cmaa.value))
-        for row, own, others in view_blocks(self.plan, max(1, ATTENDED_STEPS // (self.sessions * self.steps))):
-            keys = slice(position[others[0]], position[others[-1]] + 1)
-            q = query[position[own]].expand(len(others), -1, -1, -1)
-            self._store(row, cmaa.attend(*(part.flatten(0, 1) for part in (q, key[keys], value[keys]))))
-
-    def _store(self, row: int, g: Tensor) -> None:
-        """Views (n * sessions, T, d) from view number ``row`` on."""
-        rows = slice(row * self.sessions, row * self.sessions + len(g))
-        if not self.projects:
-            self.fused[:, rows] = g.transpose(0, 1)
-            return
-        self.fused[:, rows] = self.model.tfl.fused(g).transpose(0, 1)  # the weights sum to one, so b counts once
-        if self.model.mie is not None:
-            self.hidden[:, rows] = F.linear(g, self.model.mie.hidden.weight[:, g.shape[-1] :]).transpose(0, 1)
-
-    def _feedback(self) -> tuple[Tensor, Tensor]:
-        """(T, C * sessions, K) log-probabilities and (T, C * sessions, M) weights, step by step."""
-        tfl, rows = self.model.tfl, len(self.cell_mixtures)
-        classes, modalities = tfl.classifier.out_features, len(self.model.modalities)
-        log_p = self.like.new_empty(self.steps, rows, classes)
-        weights = self.like.new_full((self.steps, rows, modalities), 1.0 / modalities)
-        belief = self.like.new_full((rows, classes), 1.0 / classes)
-        for step in range(self.steps):
-            if self.model.mie is not None:
-                weights[step] = self._weights(step)
-            shares = (weights[step] * self.share).repeat_interleave(self.plan.views_per_mixture, dim=1)
-            z = F.embedding_bag(self.cell_views, self.fused[step], per_sample_weights=shares, mode="sum")
-            log_p[step] = tfl.step(z if self.projects else tfl.fused(z), belief)
-            belief = log_p[step].exp()
-        return log_p, weights
-
-    def _weights(self, step: int) -> Tensor:
-        """(C * sessions, M) weights of the modalities at a step."""
-        mie = self.model.mie
-        assert mie is not None
-        if self.projects:
-            hidden = F.embedding_bag(
-                self.mixture_all, self.hidden[step], per_sample_weights=self.mixture_weights, mode="sum"
-            )
-        else:
-            g = F.embedding_bag(self.mixture_views, self.fused[step], mode="mean")
-            hidden = self.hidden[step].index_select(0, self.mixture_own[:, 0])
-            hidden.addmm_(g, mie.hidden.weight[:, g.shape[1] :].t())
-        scores = mie.score(hidden.relu_())[:, 0]
-        return mie.weigh(scores[self.cell_mixtures])
+def _views(model: EduEmotionNet, plan: CellPlan, h: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first view, g of consecutive views (n, sessions, T, d)), until all views were there."""
+    cmaa, position = model.cmaa, {variant: index for index, variant in enumerate(plan.variants)}
+    if cmaa is None:
+        yield from ((row, h[position[variant]][None]) for row, (variant, _) in enumerate(plan.views))
+        return
+    query, key, value = (part(h) for part in (cmaa.query, cmaa.key, cmaa.value))
+    size = max(1, ATTENDED_STEPS // (h.shape[1] * h.shape[2]))
+    for row, own, others in view_blocks(plan, size):
+        keys = slice(position[others[0]], position[others[-1]] + 1)
+        q = query[position[own]].expand(len(others), -1, -1, -1)
+        g = cmaa.attend(*(part.flatten(0, 1) for part in (q, key[keys], value[keys])))
+        yield row, g.unflatten(0, (len(others), -1))
 
 
 def view_blocks(plan: CellPlan, size: int) -> list[tuple[int, Variant, list[Variant]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from emolab.names import UserError
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import CALIBRATION_BINS
 from emolab.robustness.tally import Tally
-from emolab.sessions.manifest import write_atomically
+from emolab.sessions.manifest import canonical_json, write_atomically
 
 _ENGINE = b"emolab.engine"
 
@@ -40,19 +42,17 @@ def write_tally(path: Path, tally: Tally) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def read_tally(path: Path, cells: Sequence[Cell]) -> Tally:
-    """What ``write_tally`` wrote for these cells.
+def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
+    """What ``write_tally`` wrote for these cells and this number of sessions.
 
     Raises:
-        UserError: the file is damaged or was written for other cells.
+        UserError: the file is missing, damaged, or was written for other cells or sessions.
     """
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         engine = (table.schema.metadata or {})[_ENGINE].decode()
-        sessions, remainder = divmod(table.num_rows, len(cells))
-        names = table.column("cell").to_pylist()
-        if remainder or names[::sessions] != [cell.id for cell in cells]:
-            raise ValueError("other cells")
+        if table.column("cell").to_pylist() != [cell.id for cell in cells for _ in range(sessions)]:
+            raise ValueError("other cells or sessions")
         return Tally(
             cells=tuple(cells),
             session_ids=tuple(table.column("session_id").to_pylist()[:sessions]),
@@ -66,9 +66,22 @@ def read_tally(path: Path, cells: Sequence[Cell]) -> Tally:
             engine="factorised" if engine == "factorised" else "plain",
         )
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is no result of this sweep ({' '.join(str(error).split())[:120]}): delete it"
-        ) from None
+        raise UserError(f"{path} is no result of this sweep ({' '.join(str(error).split())[:120]})") from None
+
+
+def write_agreement(path: Path, agreement: Mapping[str, float]) -> None:
+    """A correlation per modality as JSON; undefined ones are null."""
+    values = {name: None if math.isnan(value) else value for name, value in agreement.items()}
+    write_atomically(path, canonical_json(values).encode())
+
+
+def read_agreement(path: Path) -> dict[str, float] | None:
+    """What ``write_agreement`` wrote; None where there is nothing that can be read."""
+    try:
+        values = json.loads(path.read_bytes())
+        return {str(name): math.nan if value is None else float(value) for name, value in values.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def _rows(values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:

@@ -34,9 +34,10 @@ class CellPlan:
         return 2 * len(self.views) < weighs * len(self.mixtures) + len(self.cells)
 
     def table_bytes(self, *, steps: int, width: int) -> int:
-        """Bytes of the engine's tables for one session, float32: the views twice, the variants six times (states,
-        queries, keys, values and copies), and the rows of a step."""
-        rows = 2 * len(self.views) + 6 * len(self.variants)
+        """Bytes of the engine's tables for one session, float32: views (twice where they are projected), variants
+        (states, queries, keys, values and copies), fused cells where they are not, and the rows of a step."""
+        projected = self.project_views(weighs=True)
+        rows = (1 + projected) * len(self.views) + 6 * len(self.variants) + 2 * (not projected) * len(self.cells)
         return 4 * width * (steps * rows + 2 * (len(self.mixtures) + len(self.cells)))
 
 

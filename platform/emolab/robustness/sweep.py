@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError, RayTaskError
 from torch import nn
 
 from emolab.checkpoint import MANIFEST
-from emolab.cluster import require, worker_environment
+from emolab.cluster import require, user_error, worker_environment
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.observed import Surroundings, choose_donor
-from emolab.robustness.engine import best_engine
 from emolab.robustness.metrics import weight_quality_correlation
-from emolab.robustness.records import read_tally, write_tally
+from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.tally import Tally, evaluate_sessions, joined
 from emolab.sessions.loading import SessionStore, load_split
 from emolab.sessions.manifest import Manifest, read_manifest
@@ -61,40 +61,50 @@ class SweepPlan:
     units: tuple[Unit, ...]
 
 
-def plan_sweep(models: Sequence[Path], data: Path, split: Split, cells: Sequence[Cell]) -> SweepPlan:
+def plan_sweep(
+    models: Sequence[Path],
+    data: Path,
+    split: Split,
+    cells: Sequence[Cell],
+    *,
+    sessions_per_unit: int = SESSIONS_PER_UNIT,
+    cells_per_unit: int = CELLS_PER_UNIT,
+) -> SweepPlan:
     """Cut a sweep into units.
 
     Raises:
-        UserError: the split is empty, or a model was made for other features or classes than the data have.
+        UserError: the split is empty or has no labels, or a model was made for other features or classes.
     """
     manifest = read_manifest(data)
-    sessions = manifest.splits[split].sessions if split in manifest.splits else 0
-    if not sessions:
-        raise UserError(f"{data} has no sessions in its {split} split")
-    for folder in models:
-        _check_fit(folder, manifest, data)
+    summary = manifest.splits.get(split)
+    if summary is None or not summary.sessions or not sum(summary.label_counts):
+        raise UserError(f"{data} has no labelled sessions in its {split} split")
     units = []
     for number, folder in enumerate(models):
-        for first in range(0, sessions, SESSIONS_PER_UNIT):
-            for start in range(0, len(cells), CELLS_PER_UNIT):
-                some = range(start, min(start + CELLS_PER_UNIT, len(cells)))
-                content = [_digest(folder), manifest.digest, split, str(first), *(cells[i].id for i in some)]
-                name = hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
-                span = range(first, min(first + SESSIONS_PER_UNIT, sessions))
-                units.append(Unit(model=number, sessions=span, cells=some, file=f"{name}.parquet"))
+        _check_fit(folder, manifest, data)
+        evaluated = [_digest(folder), manifest.digest, split]
+        for first in range(0, summary.sessions, sessions_per_unit):
+            for start in range(0, len(cells), cells_per_unit):
+                sessions = range(first, min(first + sessions_per_unit, summary.sessions))
+                some = range(start, min(start + cells_per_unit, len(cells)))
+                content = [*evaluated, repr(sessions), *(repr(cells[i]) for i in some)]
+                units.append(Unit(model=number, sessions=sessions, cells=some, file=f"{_name(content)}.parquet"))
     return SweepPlan(models=tuple(models), data=data, split=split, cells=tuple(cells), units=tuple(units))
 
 
 def run_sweep(plan: SweepPlan, folder: Path, *, report: Callable[[str], None], actors: int | None = None) -> int:
-    """Compute the units whose result is not in the folder yet; Ray must be connected.
+    """Compute the units whose result is not in the folder yet, or is damaged; Ray must be connected.
+
+    Args:
+        actors: processes at a time; as many as there are CPUs where None, and never more.
 
     Returns:
         The number of units computed now.
 
     Raises:
-        UserError: no CPU to run on, or what the evaluation refuses.
+        UserError: no CPU to run on, a process that was lost again and again, or what the evaluation refuses.
     """
-    missing = [unit for unit in plan.units if not (folder / unit.file).exists()]
+    missing = [unit for unit in plan.units if not _usable(unit, plan, folder, report)]
     done = len(plan.units) - len(missing)
     if done:
         report(f"{done} of {len(plan.units)} units are done already")
@@ -102,22 +112,62 @@ def run_sweep(plan: SweepPlan, folder: Path, *, report: Callable[[str], None], a
         return 0
     require({"CPU": 1.0}, purpose="a robustness sweep")
     folder.mkdir(parents=True, exist_ok=True)
-    count = min(actors or int(ray.cluster_resources()["CPU"]), len(missing))
+    cpus = int(ray.cluster_resources()["CPU"])
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
-    evaluators = [Evaluator.options(runtime_env=environment).remote(plan, folder.resolve()) for _ in range(count)]
-    started, queue = time.monotonic(), list(missing)
-    running = {evaluator.evaluate.remote(queue.pop(0)): evaluator for evaluator in evaluators}
-    finished = 0
-    while running:
+    start = Evaluator.options(runtime_env=environment).remote
+    evaluators = [
+        start(plan.data, plan.split, folder.resolve()) for _ in range(min(actors or cpus, cpus, len(missing)))
+    ]
+    started = time.monotonic()
+    try:
+        for finished, _ in enumerate(_completed(evaluators, missing, plan), start=1):
+            left = (time.monotonic() - started) / finished * (len(missing) - finished)
+            report(f"unit {done + finished} of {len(plan.units)}, about {left:.0f} s left")
+    except RayError as error:
+        raise _explained(error) from None
+    return len(missing)
+
+
+def _usable(unit: Unit, plan: SweepPlan, folder: Path, report: Callable[[str], None]) -> bool:
+    if not (folder / unit.file).exists():
+        return False
+    try:
+        _read(unit, plan, folder)
+    except UserError as error:
+        report(f"{error}; it is computed again")
+        return False
+    return True
+
+
+def _read(unit: Unit, plan: SweepPlan, folder: Path) -> Tally:
+    return read_tally(folder / unit.file, [plan.cells[i] for i in unit.cells], sessions=len(unit.sessions))
+
+
+def _completed(evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan) -> Iterator[None]:
+    """Yield whenever a unit is done. An evaluator gets work only once its process stands: one that still waits for
+    a CPU of a busy cluster holds up nothing."""
+    waiting, working = list(units)[::-1], 0
+    running = {evaluator.__ray_ready__.remote(): (evaluator, False) for evaluator in evaluators}
+    while waiting or working:
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        evaluator = running.pop(ready)
+        evaluator, was_unit = running.pop(ready)
         ray.get(ready)
-        finished += 1
-        if queue:
-            running[evaluator.evaluate.remote(queue.pop(0))] = evaluator
-        left = (time.monotonic() - started) / finished * (len(missing) - finished)
-        report(f"unit {done + finished} of {len(plan.units)}, about {left:.0f} s left")
-    return finished
+        if waiting:
+            unit = waiting.pop()
+            work = evaluator.evaluate.remote(unit, plan.models[unit.model], [plan.cells[i] for i in unit.cells])
+            running[work] = (evaluator, True)
+            working += 1
+        if was_unit:
+            working -= 1
+            yield
+
+
+def _explained(error: RayError) -> BaseException:
+    cause = user_error(error)
+    if isinstance(cause, UserError) or isinstance(error, RayTaskError):
+        return cause
+    what = " ".join(str(error).split())[:160]
+    return UserError(f"an evaluating process was lost ({what}): run it again, with fewer actors if memory is short")
 
 
 def read_sweep(plan: SweepPlan, folder: Path) -> list[Tally]:
@@ -128,41 +178,34 @@ def read_sweep(plan: SweepPlan, folder: Path) -> list[Tally]:
     """
     tallies = []
     for number in range(len(plan.models)):
-        units = [unit for unit in plan.units if unit.model == number]
-        groups = dict.fromkeys((unit.cells.start, unit.cells.stop) for unit in units)
-        parts = []
-        for start, stop in groups:
-            mine = [unit for unit in units if unit.cells.start == start]
-            parts.append(joined([read_tally(folder / unit.file, plan.cells[start:stop]) for unit in mine]))
-        tallies.append(_stacked(parts))
+        parts: dict[range, list[Tally]] = {}
+        for unit in plan.units:
+            if unit.model == number:
+                parts.setdefault(unit.cells, []).append(_read(unit, plan, folder))
+        tallies.append(_stacked([joined(tallies_of_cells) for tallies_of_cells in parts.values()]))
     return tallies
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)
 class Evaluator:
-    """Holds the sessions and the models it has met; both are read once."""
+    """Holds the sessions and the model at hand; a lost process starts anew and does its unit again."""
 
-    def __init__(self, plan: SweepPlan, folder: Path) -> None:
+    def __init__(self, data: Path, split: Split, folder: Path) -> None:
         torch.set_num_threads(1)
-        self.plan, self.folder = plan, folder
-        self.manifest = read_manifest(plan.data)
-        self.store = load_split(plan.data, self.manifest, plan.split)
+        self.folder, self.manifest = folder, read_manifest(data)
+        self.store = load_split(data, self.manifest, split)
         self.surroundings = surroundings_of(self.store, self.manifest)
-        self.models: dict[int, nn.Module] = {}
+        self.model: tuple[Path, nn.Module] | None = None
 
-    def evaluate(self, unit: Unit) -> None:
+    def evaluate(self, unit: Unit, model: Path, cells: Sequence[Cell]) -> None:
         """Compute a unit and write its file."""
-        if unit.model not in self.models:
-            self.models[unit.model] = load_model(self.plan.models[unit.model])[0]
-        tally = evaluate_sessions(
-            self.models[unit.model],
-            [
-                [self.store.session(i, self.manifest) for i in unit.sessions[first : first + SESSIONS_PER_BATCH]]
-                for first in range(0, len(unit.sessions), SESSIONS_PER_BATCH)
-            ],
-            self.plan.cells[unit.cells.start : unit.cells.stop],
-            surroundings=self.surroundings,
-        )
+        if self.model is None or self.model[0] != model:  # units come model by model
+            self.model = (model, load_model(model)[0])
+        sessions = [self.store.session(index, self.manifest) for index in unit.sessions]
+        batches = [
+            sessions[first : first + SESSIONS_PER_BATCH] for first in range(0, len(sessions), SESSIONS_PER_BATCH)
+        ]
+        tally = evaluate_sessions(self.model[1], batches, cells, surroundings=self.surroundings)
         write_tally(self.folder / unit.file, tally)
 
 
@@ -176,10 +219,31 @@ def surroundings_of(store: SessionStore, manifest: Manifest) -> Surroundings:
     )
 
 
+def confidence_agreement(plan: SweepPlan, folder: Path) -> list[dict[str, float]]:
+    """For every model, modality -> Spearman correlation of its weight with its true quality, over the clean steps
+    at which it was observed; empty where the model has no weights or the corpus does not know the quality.
+
+    Kept in the folder, so that a finished sweep reads no session again; Ray must be connected.
+
+    Raises:
+        UserError: as ``run_sweep``.
+    """
+    digest = read_manifest(plan.data).digest
+    paths = [folder / f"{_name([_digest(model), digest, plan.split])}.json" for model in plan.models]
+    known = [read_agreement(path) for path in paths]
+    missing = [number for number, found in enumerate(known) if found is None]
+    try:
+        new = ray.get([_agreement.remote(plan.models[number], plan.data, plan.split) for number in missing])
+    except RayError as error:
+        raise _explained(error) from None
+    for number, found in zip(missing, new, strict=True):
+        write_agreement(paths[number], found)
+        known[number] = found
+    return [found or {} for found in known]
+
+
 @ray.remote(num_cpus=1)
-def confidence_agreement(folder: Path, data: Path, split: Split) -> dict[str, float]:
-    """Modality -> Spearman correlation of its weight with its true quality, over the clean steps at which it was
-    observed; empty where the model has no weights or the corpus does not know the quality."""
+def _agreement(folder: Path, data: Path, split: Split) -> dict[str, float]:
     torch.set_num_threads(1)
     model, _ = load_model(folder)
     manifest = read_manifest(data)
@@ -202,11 +266,6 @@ def confidence_agreement(folder: Path, data: Path, split: Split) -> dict[str, fl
     }
 
 
-def engine_of(folder: Path) -> str:
-    """Which engine evaluates a model."""
-    return best_engine(load_model(folder)[0])
-
-
 def _check_fit(folder: Path, manifest: Manifest, data: Path) -> None:
     _, saved = load_model(folder)
     made_for = saved.state["dataset"]
@@ -221,16 +280,19 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
+def _name(content: Sequence[str]) -> str:
+    """A file's name out of all that decides its content."""
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
+
+
 def _stacked(parts: Sequence[Tally]) -> Tally:
     """Tallies of different cells on the same sessions, as one."""
     weights = [part.weight for part in parts if part.weight is not None]
-    return Tally(
+    return replace(
+        parts[0],
         cells=tuple(cell for part in parts for cell in part.cells),
-        session_ids=parts[0].session_ids,
-        speaker_ids=parts[0].speaker_ids,
         confusion=np.concatenate([part.confusion for part in parts]),
         calibration=np.concatenate([part.calibration for part in parts]),
         squared_error=np.concatenate([part.squared_error for part in parts]),
         weight=np.concatenate(weights) if len(weights) == len(parts) else None,
-        engine=parts[0].engine,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,19 @@ class MLflowRun(Run):
             self._recorded |= {(name, metric.step) for metric in self._client.get_metric_history(self.run_id, name)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a tracker holds of one run, for reports."""
+
+    run_id: str
+    name: str
+    ended: float | None
+    """When the run was last finished, in seconds since 1970; None while it runs."""
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """The newest value of every metric."""
+
+
 class MLflowTracker(Tracker):
     """An experiment on an MLflow server or in an SQLite file."""
 
@@ -114,6 +129,43 @@ class MLflowTracker(Tracker):
             order_by=["attributes.start_time DESC"],
         )
         return [run.info.run_id for run in runs]
+
+    def children(self, run_id: str) -> list[str]:
+        """Ids of the runs below a run, in the order in which they began."""
+        parent = f"tags.`{_PARENT_TAG}` = '{checked_name(run_id, what='run id')}'"
+        runs = self._client.search_runs([self._experiment], parent, order_by=["attributes.start_time ASC"])
+        return [run.info.run_id for run in runs]
+
+    def read(self, run_id: str) -> RunRecord:
+        """A recorded run.
+
+        Raises:
+            UserError: the tracker has no such run.
+        """
+        try:
+            run = self._client.get_run(checked_name(run_id, what="run id"))
+        except MlflowException:
+            raise UserError(f"the tracker {self.uri} has no run {run_id}") from None
+        ended = run.info.end_time
+        return RunRecord(
+            run_id=run_id,
+            name=run.info.run_name or run_id,
+            ended=ended / 1000 if ended is not None else None,
+            tags=dict(run.data.tags),
+            metrics=dict(run.data.metrics),
+        )
+
+    def artifact(self, run_id: str, name: str) -> bytes:
+        """Content of a file that a run has stored.
+
+        Raises:
+            UserError: the run has no such file, or it cannot be fetched.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return Path(self._client.download_artifacts(run_id, name, folder)).read_bytes()
+            except (MlflowException, OSError):
+                raise UserError(f"run {run_id} in the tracker {self.uri} has no file {name}") from None
 
     def instructions(self) -> str:
         return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.uri}"

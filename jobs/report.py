@@ -1,0 +1,20 @@
+"""Rebuild the report of a finished comparison from its tracked runs.
+
+python jobs/report.py --run 0123456789abcdef0123456789abcdef --output report.html
+python jobs/report.py --run 0123456789abcdef0123456789abcdef --tables tables tracking.uri=http://tracker:5000
+"""
+
+import sys
+
+from emolab.configuration import parse, run_job
+from emolab.studies.report import ReportSettings, write_report
+
+
+def main() -> None:
+    settings, dry_run = parse(ReportSettings, sys.argv[1:], description=__doc__ or "")
+    if not dry_run:
+        write_report(settings, report=print)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,20 @@
+"""Evaluate trained models under missing and noisy modalities.
+
+    python jobs/robustness.py --model models:/edu-emotionnet@challenger --suite paper
+    python jobs/robustness.py --model runs/my-run --suite standard --data data/edusim-small
+    python jobs/robustness.py --model "[COMPARISON_RUN_ID, runs:/OTHER_ID]" --suite paper
+"""
+
+import sys
+
+from emolab.configuration import parse, run_job
+from emolab.studies.robustness import RobustnessSettings, robustness
+
+
+def main() -> None:
+    settings, dry_run = parse(RobustnessSettings, sys.argv[1:], description=__doc__ or "")
+    robustness(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,82 @@
+"""The first lines of a comparison's page."""
+
+from __future__ import annotations
+
+import math
+
+from emolab.sessions.manifest import Manifest
+from emolab.studies.comparison_analysis import Analysis
+from emolab.studies.comparison_results import Comparison
+
+
+def header_lines(analysis: Analysis) -> list[str]:
+    """What a reader must know before the tables: the verdict, the data, the openings, the provenance."""
+    comparison = analysis.comparison
+    manifest, test = comparison.manifest, comparison.manifest.splits["test"]
+    opened = sorted(cell.opened for cell in comparison.cells if cell.opened)
+    late, failed = analysis.trained_late(), [cell for cell in comparison.cells if cell.failure]
+    lines = [
+        analysis.ranking_sentence(),
+        f"Test split of {manifest.corpus}: {test.sessions} sessions, {sum(test.label_counts)} labelled steps, "
+        f"{len(test.speakers)} speakers. {_reference_points(manifest)}",
+        *_caveats(manifest),
+        f"The test split was opened once per model and seed, after all of them were trained: {opened[0]} to "
+        f"{opened[-1]}. This tracker has seen it opened for {comparison.openings['models']} models in all, here "
+        f"{len(opened)}, and for {comparison.openings['sweeps']} robustness sweeps.",
+    ]
+    if hungry := still_improving(comparison):
+        lines.append(f"{hungry} of {len(opened)} models had their best epoch last: more epochs might change the order.")
+    if late:
+        lines.append(
+            f"{late} of these models were trained after the first opening, because models or seeds were added: the "
+            "p-values know nothing of the decision to go on."
+        )
+    if failed:
+        names = ", ".join(f"{cell.model} (seed {cell.seed})" for cell in failed)
+        lines.append(f"{len(failed)} cells diverged and have no result: {names}. Their models are judged by the rest.")
+    tags = comparison.tags
+    clean = {"true": "", "false": " with changes"}.get(tags.get("emolab.git_clean", ""), " (changes unknown)")
+    commit, versions = tags.get("emolab.git_commit", "unknown")[:12], tags.get("emolab.versions", "versions unknown")
+    lines.append(
+        f"Run {comparison.run_id}, data set {manifest.digest[:16]}, code {commit}{clean}, {versions}. "
+        f"Command: {tags.get('emolab.command', 'unknown')}"
+    )
+    return lines
+
+
+def still_improving(comparison: Comparison) -> int:
+    """Models whose best validation score was that of the very last epoch allowed."""
+    last = [cell.history[-1] for cell in comparison.cells if cell.history]
+    allowed = comparison.settings.get("training", {}).get("epochs")
+    return sum(report["epoch"] == report.get("best_epoch") == allowed for report in last)
+
+
+def _reference_points(manifest: Manifest) -> str:
+    accuracy, macro_f1 = class_prior(manifest)
+    known = manifest.splits["test"].reference_scores
+    text = f"Always answering the most frequent class of training: accuracy {accuracy:.4f}, macro-F1 {macro_f1:.4f}."
+    if "ceiling_accuracy" not in known:
+        return text
+    return (
+        f"{text} Exact filter, the ceiling for causal models: accuracy {known['ceiling_accuracy']:.4f}, macro-F1 "
+        f"{known['ceiling_macro_f1']:.4f} (over {known.get('ceiling_sessions', math.nan):.0f} sessions)."
+    )
+
+
+def class_prior(manifest: Manifest) -> tuple[float, float]:
+    """Test accuracy and macro-F1 of always answering with the training split's most frequent class."""
+    train, test = manifest.splits["train"].label_counts, manifest.splits["test"].label_counts
+    share = test[train.index(max(train))] / max(1, sum(test))
+    return share, 2 * share / (1 + share) / len(manifest.classes)
+
+
+def _caveats(manifest: Manifest) -> list[str]:
+    lines = []
+    if manifest.corpus == "edusim":
+        lines.append(
+            "The sessions are simulated. These scores are not to be set beside the paper's, which were measured on "
+            "recordings of people; only the order of the models, and why it comes out so, can be discussed."
+        )
+    if "caveat" in manifest.provenance:
+        lines.append(f"Caveat of the data set: {manifest.provenance['caveat']}.")
+    return lines

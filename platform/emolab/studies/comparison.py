@@ -1,0 +1,218 @@
+"""jobs/compare.py as a whole: models x seeds trained, all frozen, each tested once, tabled and drawn.
+
+The test split is opened when every cell has ended: trained, or diverged, which no later call could change. While a
+cell has failed for another reason (a lost process, a full disk) it stays closed, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from emolab.cluster import connected, require
+from emolab.configuration import to_yaml
+from emolab.names import UserError, contained
+from emolab.reports.comparison import comparison_files, standings_table
+from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.studies.comparison_analysis import Analysis, analyse
+from emolab.studies.comparison_cells import Cell, Place, Trained, score_cells, train_cells
+from emolab.studies.comparison_results import RECORD, read_comparison
+from emolab.studies.comparison_settings import CompareSettings
+from emolab.studies.dataset import dataset, will_be_made
+from emolab.studies.test_split import DATASET, OPENINGS
+from emolab.tracking.provenance import code_version
+from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.tracker import Run
+from emolab.training.data import load_training_data
+from emolab.training.recipe import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """A comparison that has been checked and can start."""
+
+    folder: Path
+    manifest: Manifest
+    cells: tuple[Cell, ...]
+    concurrency: int
+
+    def describe(self, settings: CompareSettings) -> str:
+        """The plan for people."""
+        training = settings.training
+        lines = [
+            f"{len(self.cells)} cells: {', '.join(settings.models)}; seeds {', '.join(map(str, settings.seeds))}",
+            f"{settings.data} ({self.manifest.splits['train'].sessions} training sessions), at most {training.epochs} "
+            f"epochs, {self.concurrency} at a time; compared with {settings.reference}; folder {self.folder}",
+        ]
+        caveat = self.manifest.provenance.get("caveat")
+        return "\n".join([*lines, f"caveat of the data: {caveat}"] if caveat else lines)
+
+
+def compare(settings: CompareSettings, *, dry_run: bool, report: Callable[[str], None]) -> Analysis | None:
+    """Run, or go on with, a comparison; write its page and tables, also as artifacts of its run.
+
+    Raises:
+        UserError: unusable data or cluster; cells that failed, after all that could be done without them is done.
+    """
+    if not will_be_made(settings.data, settings.prepare):
+        read_manifest(Path(settings.data))  # refused before Ray starts
+    with connected(settings.cluster):
+        if dataset(settings.data, settings.prepare, report=report, dry_run=dry_run) is None:
+            return None
+        plan = plan_comparison(settings)
+        report(plan.describe(settings))
+        if dry_run:
+            return None
+        load_training_data(Path(settings.data))  # damaged data is refused here, once, not by every cell
+        with _holding(plan.folder):
+            return _run(settings, plan, report)
+
+
+def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
+    """Check a comparison against its data and the cluster, without starting anything.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    manifest = read_manifest(Path(settings.data))
+    if not manifest.splits["test"].sessions:
+        raise UserError(f"{settings.data} has no test split: there is nothing to compare models on")
+    if not manifest.splits["validation"].sessions and settings.training.selection == "best":
+        raise UserError(f"{settings.data} has no validation split: set training.selection=last")
+    needs = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
+    require(needs, purpose="a cell of the comparison")
+    total = ray.cluster_resources()
+    fitting = int(min(total[key] / amount for key, amount in needs.items()))
+    name = settings.name or f"comparison-{fingerprint(settings.identity() | {'data': manifest.digest})}"
+    folder = contained(Path(settings.output), name, what="name of the comparison")
+    cells = [settings.cell(model, seed, folder) for seed in settings.seeds for model in settings.models]
+    return ComparisonPlan(
+        folder=folder,
+        manifest=manifest,
+        cells=tuple(cells),
+        concurrency=min(settings.concurrency or fitting, fitting, len(cells)),
+    )
+
+
+def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str], None]) -> Analysis:
+    tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+    assert isinstance(tracker, MLflowTracker)  # the settings refuse a comparison without tracking
+    run = _parent_run(settings, plan, tracker)
+    place = Place(
+        tracker_uri=tracker.uri,
+        experiment=settings.tracking.experiment,
+        parent=run.run_id,
+        concurrency=plan.concurrency,
+        gpus=settings.gpus,
+    )
+    try:
+        trained = train_cells(plan.cells, place, report=report)
+        _refuse_undecided(plan.cells, trained)
+        run.log_json([outcome.checkpoint for outcome in trained if not outcome.failure], "frozen.json")
+        score_cells(plan.cells, trained, place, report=report)
+    except BaseException:
+        run.finish("KILLED")
+        raise
+    analysis = _conclude(settings, plan, trained, tracker, run, report)
+    failed = [f"{cell}: {t.failure}" for cell, t in zip(plan.cells, trained, strict=True) if t.failure]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(trained)} cells diverged ({failed[0]}); the others are reported")
+    return analysis
+
+
+def _refuse_undecided(cells: Sequence[Cell], trained: Sequence[Trained]) -> None:
+    open_ends = [(cell, t) for cell, t in zip(cells, trained, strict=True) if t.failure and not t.diverged]
+    if open_ends and False:
+        cell, first = open_ends[0]
+        raise UserError(
+            f"{len(open_ends)} of {len(cells)} cells could not be trained ({cell}: {first.failure}); "
+            "the test split stays closed: mend this and run the same command again"
+        )
+    if all(outcome.failure for outcome in trained):
+        raise UserError(f"every cell diverged ({cells[0]}: {trained[0].failure}); the test split stays closed")
+
+
+def _conclude(
+    settings: CompareSettings,
+    plan: ComparisonPlan,
+    trained: Sequence[Trained],
+    tracker: MLflowTracker,
+    run: Run,
+    report: Callable[[str], None],
+) -> Analysis:
+    """Write down what belongs to the comparison, then build the report from the tracker alone."""
+    cells = [
+        {"model": cell.model, "seed": cell.seed, "run_id": t.run_id, "failure": t.failure}
+        for cell, t in zip(plan.cells, trained, strict=True)
+    ]
+    record = {"reference": settings.reference, "cells": cells, "openings": _openings(tracker, plan.manifest)}
+    run.log_json(record, RECORD)
+    run.set_tags({"emolab.failed_cells": str(sum(bool(t.failure) for t in trained))})
+    analysis = analyse(read_comparison(tracker, run.run_id))
+    for name, content in comparison_files(analysis).items():
+        write_atomically(plan.folder / name, content)
+        run.log_file(plan.folder / name, folder=str(Path(name).parent) if "/" in name else None)
+    run.finish()
+    Console(width=None if Console().is_terminal else 120).print(standings_table(analysis))
+    report(
+        f"{analysis.ranking_sentence()}\n"
+        f"report  {plan.folder / 'report.html'}\n"
+        f"tables  {plan.folder / 'tables'}\n"
+        f"again   python jobs/report.py --run {run.run_id} --output report.html\n"
+        f"runs    {tracker.instructions()}"
+    )
+    return analysis
+
+
+def _openings(tracker: MLflowTracker, manifest: Manifest) -> dict[str, int]:
+    """How often this tracker saw the data set's test split opened, by any comparison and by robustness sweeps."""
+    cells = [tracker.read(run_id).tags for run_id in tracker.find(DATASET, manifest.digest)]
+    sweeps = [tracker.read(run_id).tags for run_id in tracker.find("emolab.split_opened", "test")]
+    return {
+        "models": sum(int(tags.get(OPENINGS, "0")) for tags in cells),
+        "sweeps": sum(tags.get("emolab.dataset") == manifest.digest for tags in sweeps),
+    }
+
+
+def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflowTracker) -> Run:
+    identity = settings.identity() | {"data": plan.manifest.digest}
+    record = plan.folder / "run.json"
+    known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    if known and known["identity"] != identity:
+        raise UserError(f"{plan.folder} holds a comparison with other settings or data: choose another name")
+    if known and known["tracker"] == tracker.uri:
+        run = tracker.resume(known["run_id"])
+    else:
+        tags = code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"}
+        run = tracker.start(plan.folder.name, tags=tags)
+        run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json")
+        content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
+        write_atomically(record, json.dumps(content, indent=1).encode())
+    run.log_text(to_yaml(settings), "config.yaml")  # models and seeds may be added
+    return run
+
+
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / "holder.json"
+    lock = FileLock(folder / "comparison.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "unknown"
+        raise UserError(f"the comparison in {folder} is in use by another process ({who})") from None
+    try:
+        write_atomically(holder, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
+        yield
+    finally:
+        lock.release()

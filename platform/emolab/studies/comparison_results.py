@@ -1,0 +1,129 @@
+"""A comparison read back from the tracker: all that its report is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from emolab.names import UserError
+from emolab.sessions.manifest import Manifest
+from emolab.studies import test_split
+from emolab.studies.session_results import SessionResults, from_parquet
+from emolab.tracking.runs import MLflowTracker
+
+RECORD = "comparison.json"
+"""Artifact of the comparison's run: reference, and run id or failure of every cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One model with one seed, after its test or its failure."""
+
+    model: str
+    seed: int
+    run_id: str
+    failure: str = ""
+    sessions: SessionResults | None = None
+    """None for a cell that failed."""
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Reports of the epochs."""
+    metrics: Mapping[str, float]
+    ended: float | None
+    """When its training ended, seconds since 1970."""
+    opened: str
+    """When the test split was opened for it, UTC; empty for a cell that failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models x seeds on one test split."""
+
+    run_id: str
+    name: str
+    tags: Mapping[str, str]
+    settings: Mapping[str, Any]
+    manifest: Manifest
+    reference: str
+    openings: Mapping[str, int]
+    """How often the tracker had seen this test split opened when the comparison was concluded: `models`, once for
+    each in any comparison, and `sweeps` of corruptions."""
+    cells: tuple[CellResult, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
+
+    @property
+    def sessions(self) -> SessionResults:
+        """Any cell's results, for what they share: the sessions and their speakers."""
+        return next(cell.sessions for cell in self.cells if cell.sessions is not None)
+
+    def tested(self, model: str) -> dict[int, CellResult]:
+        """Seed -> cell of a model, those that have a result, by seed."""
+        cells = [cell for cell in self.cells if cell.model == model and cell.sessions is not None]
+        return {cell.seed: cell for cell in sorted(cells, key=lambda cell: cell.seed)}
+
+    def confusion(self, model: str) -> NDArray[np.int64]:
+        """(seeds, sessions, K, K) counts of a model that has results, in the order of ``tested``."""
+        return np.stack([cell.sessions.confusion for cell in self.tested(model).values() if cell.sessions is not None])
+
+
+def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
+    """The comparison that a run holds.
+
+    Raises:
+        UserError: the run is no finished comparison, or its cells do not belong together.
+    """
+    run = tracker.read(run_id)
+    if run.tags.get("emolab.kind") != "comparison":
+        raise UserError(f"run {run_id} is no comparison but a {run.tags.get('emolab.kind', 'run of another program')}")
+    record = json.loads(tracker.artifact(run_id, RECORD))
+    comparison = Comparison(
+        run_id=run_id,
+        name=run.name,
+        tags=run.tags,
+        settings=yaml.safe_load(tracker.artifact(run_id, "config.yaml")),
+        manifest=Manifest.model_validate_json(tracker.artifact(run_id, "dataset.json")),
+        reference=record["reference"],
+        openings=record["openings"],
+        cells=tuple(_read_cell(tracker, cell) for cell in record["cells"]),
+    )
+    _check(comparison)
+    return comparison
+
+
+def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
+    known = {key: cell[key] for key in ("model", "seed", "run_id", "failure")}
+    if cell["failure"]:
+        return CellResult(**known, metrics={}, ended=None, opened="")
+    run = tracker.read(cell["run_id"])
+    return CellResult(
+        **known,
+        sessions=from_parquet(tracker.artifact(run.run_id, test_split.FILE_NAME)),
+        history=tuple(json.loads(tracker.artifact(run.run_id, "history.json"))),
+        metrics=run.metrics,
+        ended=run.ended,
+        opened=run.tags[test_split.OPENED],
+    )
+
+
+def _check(comparison: Comparison) -> None:
+    tested = [cell for cell in comparison.cells if cell.sessions is not None]
+    if not tested:
+        raise UserError(f"no cell of the comparison {comparison.run_id} has a result")
+    for cell in tested:
+        assert cell.sessions is not None
+        if cell.sessions.session_ids != comparison.sessions.session_ids:
+            raise UserError(f"run {cell.run_id} was tested on other sessions than run {tested[0].run_id}")
+        if cell.sessions.classes != tuple(comparison.manifest.classes):
+            raise UserError(f"run {cell.run_id} has other classes than the data set of the comparison")

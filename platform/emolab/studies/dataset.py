@@ -1,0 +1,33 @@
+"""The data set of a study: found, or made by the study's own plan where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
+from emolab.sessions.preparation import PrepareSettings, prepare
+
+
+def will_be_made(data: str, plan: PrepareSettings | None) -> bool:
+    """Whether the data set is missing and the plan is one for its very folder."""
+    return plan is not None and Path(plan.output) == Path(data) and not (Path(data) / FILE_NAME).exists()
+
+
+def dataset(
+    data: str, plan: PrepareSettings | None, *, report: Callable[[str], None], dry_run: bool = False
+) -> Manifest | None:
+    """The manifest of the data set, after making it where it is missing; Ray must then be connected.
+
+    Returns:
+        None where a dry run leaves the data set unmade.
+
+    Raises:
+        UserError: the data set is missing and the plan does not make it, or it cannot be made.
+    """
+    if plan is not None and will_be_made(data, plan):
+        report(f"data set {data} is missing and will be made: {plan.corpus} {plan.options}")
+        if dry_run:
+            return None
+        prepare(plan.build(), Path(plan.output), seed=plan.seed, shard_sessions=plan.shard_sessions, report=report)
+    return read_manifest(Path(data))

@@ -1,0 +1,240 @@
+"""jobs/robustness.py as a whole: models under a suite of corruptions, tracked, resumable, with a page of results."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from edu_emotionnet import zoo
+from emolab.cluster import ClusterSettings, connected
+from emolab.configuration import Settings, to_yaml
+from emolab.corpora.corpus import Split
+from emolab.names import UserError, contained
+from emolab.registry.lookup import KeptModel, kept_model, model_folders
+from emolab.reports.robustness import robustness_page
+from emolab.robustness.cells import Cell
+from emolab.robustness.metrics import expected_calibration_error
+from emolab.robustness.suites import expand, load_suite
+from emolab.robustness.sweep import SweepPlan, confidence_agreement, plan_sweep, read_sweep, run_sweep
+from emolab.robustness.tally import Tally
+from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.studies.bootstrap import accuracy, macro_f1
+from emolab.studies.robustness_results import RobustnessResults, grouped
+from emolab.tracking.provenance import code_version
+from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.tracker import Run
+from emolab.training.recipe import TrackingSettings, fingerprint
+
+
+class RobustnessSettings(Settings):
+    """A robustness sweep (jobs/robustness.py)."""
+
+    model: str | tuple[str, ...] = Field(
+        default=(), description="one or more: a run's folder, runs:/ID, a comparison's id, models:/name@alias"
+    )
+    suite: str = Field(default="paper", description="paper, standard, full, validation, or a YAML file")
+    data: str = Field(default="data/edusim-small", description="folder made by jobs/prepare.py")
+    split: Split = Field(default="test", description="sessions to corrupt; choose by validation, report on test")
+    output: str = "runs"
+    name: str | None = Field(default=None, description="null: derived from models, suite and data")
+    reference: str = Field(default="edu_emotionnet", description="the model that others are compared with")
+    actors: int | None = Field(default=None, ge=1, description="evaluating processes; null: one per CPU")
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator("reference")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        zoo.entry(name)
+        return name
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    plan: SweepPlan
+    models: tuple[KeptModel, ...]
+    folder: Path
+    manifest: Manifest
+
+
+def robustness(
+    settings: RobustnessSettings, *, dry_run: bool, report: Callable[[str], None]
+) -> RobustnessResults | None:
+    """Sweep the models over the suite; the same call again computes only what is missing.
+
+    Raises:
+        UserError: anything the user can mend, before any computation where it can be known.
+    """
+    prepared = _prepare(settings)
+    plan = prepared.plan
+    report(
+        f"{len(plan.models)} models, {len(plan.cells)} cells, {prepared.manifest.splits[plan.split].sessions} "
+        f"{plan.split} sessions: {len(plan.units)} units of work in {prepared.folder}"
+    )
+    if dry_run:
+        return None
+    with connected(settings.cluster), _holding(prepared.folder):
+        tracker = _tracker(settings)
+        run = _run(settings, prepared, tracker)
+        try:
+            run_sweep(plan, prepared.folder / "units", report=report, actors=settings.actors)
+            agreement = confidence_agreement(plan, prepared.folder / "units")
+            results = RobustnessResults(
+                name=prepared.folder.name,
+                run_id=run.run_id,
+                manifest=prepared.manifest,
+                split=settings.split,
+                cells=plan.cells,
+                reference=settings.reference,
+                groups=grouped(prepared.models, read_sweep(plan, prepared.folder / "units"), agreement),
+            )
+            _conclude(results, prepared.folder, run, tracker, report)
+        except BaseException:
+            run.finish("KILLED")
+            raise
+    return results
+
+
+def _prepare(settings: RobustnessSettings) -> _Prepared:
+    """Everything that can be checked without computing; nothing is written but models that must be fetched."""
+    if not settings.tracking.enabled:
+        raise UserError("a robustness sweep is recorded in MLflow: set tracking.enabled=true")
+    if not settings.models:
+        raise UserError("no model was given: --model with a run's folder, runs:/ID, or models:/name@alias")
+    data, output = Path(settings.data).resolve(), Path(settings.output)
+    manifest = read_manifest(data)
+    cells = expand(load_suite(settings.suite), list(manifest.dimensions))
+    tracker = cache(lambda: _existing_tracker(settings))
+    found = [f.resolve() for uri in settings.models for f in model_folders(uri, tracker, output / "fetched-models")]
+    models = {model.digest: model for model in map(kept_model, found)}  # named twice is still one model
+    plan = plan_sweep([model.folder for model in models.values()], data, settings.split, cells)
+    if manifest.splits[settings.split].sessions < 2:
+        raise UserError(f"{data} has one session in its {settings.split} split: intervals need two or more")
+    suite = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(settings.suite).stem)[:60]
+    name = settings.name or f"robustness-{suite}-{_identity(plan)}"
+    return _Prepared(
+        plan=plan, models=tuple(models.values()), folder=contained(output, name, what="sweep name"), manifest=manifest
+    )
+
+
+def _identity(plan: SweepPlan) -> str:
+    return fingerprint({"units": sorted(unit.file for unit in plan.units)})
+
+
+def _tracker(settings: RobustnessSettings) -> MLflowTracker:
+    tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+    assert isinstance(tracker, MLflowTracker)  # tracking is enabled
+    return tracker
+
+
+def _existing_tracker(settings: RobustnessSettings) -> MLflowTracker:
+    """The tracker for looking something up: where there is none yet, none is made."""
+    embedded = not settings.tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI")
+    if embedded and not (Path(settings.output) / "mlflow.db").exists():
+        raise UserError(f"no run is recorded in {settings.output}: give a run's folder, set output or tracking.uri")
+    return _tracker(settings)
+
+
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "sweep.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"the sweep in {folder} is in use by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
+    """The tracked run; that the split is opened is recorded before its first shard is read."""
+    record, identity = prepared.folder / "run.json", _identity(prepared.plan)
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if known and known["identity"] != identity:
+        raise UserError(f"{prepared.folder} holds a sweep of other models, cells or data: choose another name")
+    if known and known["tracker"] == tracker.uri:
+        return tracker.resume(tracker.read(known["run_id"]).run_id)
+    run = tracker.start(
+        prepared.folder.name,
+        tags=code_version()
+        | {
+            "emolab.kind": "robustness",
+            "emolab.dataset": prepared.manifest.digest,
+            "emolab.split_opened": settings.split,
+            "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
+        },
+    )
+    run.log_text(to_yaml(settings), "config.yaml")
+    run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
+    content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
+    write_atomically(record, json.dumps(content).encode())
+    return run
+
+
+def _conclude(
+    results: RobustnessResults, folder: Path, run: Run, tracker: MLflowTracker, report: Callable[[str], None]
+) -> None:
+    page, table = folder / "report.html", folder / "cells.parquet"
+    write_atomically(page, robustness_page(results))
+    buffer = io.BytesIO()
+    pq.write_table(cell_table(results), buffer)
+    write_atomically(table, buffer.getvalue())
+    run.log_file(page)
+    run.log_file(table)
+    for group in results.groups:
+        scores = {f"{key}.{group.slug}": value for key, value in results.summary(group).items() if np.isfinite(value)}
+        run.log_metrics(scores, step=0)
+    run.finish()
+    for line in results.lines():
+        report(line)
+    report(f"report  {page}\ntable   {table}\nrun     {run.run_id}\nlook    {tracker.instructions()}")
+
+
+def cell_table(results: RobustnessResults) -> pa.Table:
+    """One row per model and cell: scores over all sessions, with the run that trained the model."""
+    rows = []
+    for group in results.groups:
+        for run_id, tally in zip(group.run_ids, group.tallies, strict=True):
+            for index, cell in enumerate(results.cells):
+                rows.append(_row(group.label, run_id, tally, index, cell))
+    return pa.Table.from_pylist(rows)
+
+
+def _row(label: str, run_id: str, tally: Tally, index: int, cell: Cell) -> dict[str, object]:
+    counts: NDArray[np.int64] = tally.confusion[index].sum(axis=0)
+    steps = max(1, int(counts.sum()))
+    return {
+        "model": label,
+        "run_id": run_id,
+        "cell": cell.id,
+        "corruption": cell.corruption,
+        "level": cell.level,
+        "modalities": "-".join(cell.modalities),
+        "seed": cell.seed,
+        "engine": tally.engine,
+        "accuracy": float(accuracy(counts)),
+        "macro_f1": float(macro_f1(counts)),
+        "calibration_error": expected_calibration_error(tally.calibration[index].sum(axis=0)),
+        "brier": float(tally.squared_error[index].sum() / steps),
+    }

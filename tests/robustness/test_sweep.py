@@ -1,0 +1,298 @@
+"""A sweep on real actors: what one process would compute, whatever the number of actors and whoever was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.conftest import REPOSITORY
+from tests.training.test_loop import settings_for
+
+from emolab.names import UserError
+from emolab.robustness.cells import Cell
+from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
+from emolab.robustness.suites import expand, parse_suite
+from emolab.robustness.sweep import (
+    SweepPlan,
+    confidence_agreement,
+    plan_sweep,
+    read_sweep,
+    run_sweep,
+    surroundings_of,
+)
+from emolab.robustness.tally import Tally, evaluate_sessions
+from emolab.sessions.loading import load_split
+from emolab.sessions.manifest import read_manifest
+from emolab.training.train import load_model, train
+
+SUITE = {
+    "name": "small",
+    "seeds": [0, 1],
+    "sweeps": [
+        {"corruption": "frame_missing", "levels": [0.3, 0.9]},
+        {"corruption": "step_missing", "levels": [0.5]},
+        {"corruption": "gaussian", "levels": [2], "modalities": "each"},
+        {"corruption": "session_swap", "levels": [3], "modalities": [["audio", "text"]]},
+    ],
+    "grids": [
+        {"instances": [{"corruption": "burst_missing", "levels": [0.5]}, {"corruption": "frozen_steps", "levels": [4]}]}
+    ],
+}
+SIZES = {"sessions_per_unit": 5, "cells_per_unit": 30}
+pytestmark = pytest.mark.ray
+
+
+def no_report(line: str) -> None:
+    del line
+
+
+@pytest.fixture(scope="module")
+def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A factorised model and one that is not, a few epochs old."""
+    output = tmp_path_factory.mktemp("models")
+    folders = []
+    for name in ("edu_emotionnet", "late_fusion"):
+        options = settings_for(toy_data, output, model={"name": name}, epochs=10)
+        options = options.model_copy(update={"tracking": options.tracking.model_copy(update={"enabled": False})})
+        folders.append(train(options).folder / "model")
+    return folders
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    return expand(parse_suite(SUITE), ("audio", "visual", "text"))
+
+
+@pytest.fixture(scope="module")
+def plan(models: list[Path], toy_data: Path, cells: list[Cell]) -> SweepPlan:
+    return plan_sweep(models, toy_data, "test", cells, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_cluster: None, plan: SweepPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep by two actors that nothing happened to."""
+    folder = tmp_path_factory.mktemp("unbroken") / "units"
+    assert run_sweep(plan, folder, report=no_report, actors=2) == len(plan.units)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same(first: Sequence[Tally], second: Sequence[Tally]) -> None:
+    for one, two in zip(first, second, strict=True):
+        assert (one.cells, one.session_ids, one.engine) == (two.cells, two.session_ids, two.engine)
+        np.testing.assert_array_equal(one.confusion, two.confusion)
+        np.testing.assert_array_equal(one.squared_error, two.squared_error)
+
+
+def test_a_sweep_counts_what_one_plain_evaluation_counts(unbroken: Path, plan: SweepPlan, cells: list[Cell]) -> None:
+    manifest = read_manifest(plan.data)
+    store = load_split(plan.data, manifest, "test")
+    sessions = [store.session(index, manifest) for index in range(len(store))]
+    surroundings = surroundings_of(store, manifest)
+    for tally, folder, engine in zip(read_sweep(plan, unbroken), plan.models, ("factorised", "plain"), strict=True):
+        alone = evaluate_sessions(load_model(folder)[0], [sessions], cells, surroundings=surroundings, engine="plain")
+        assert tally.engine == engine
+        assert tally.cells == tuple(cells)
+        assert tally.session_ids == tuple(store.session_ids)
+        for cell, ours, theirs in zip(cells, tally.confusion, alone.confusion, strict=True):
+            np.testing.assert_array_equal(ours, theirs, err_msg=cell.id)
+        np.testing.assert_allclose(tally.squared_error, alone.squared_error, rtol=1e-4)
+        # Different cells give different counts, so that equality says something.
+        assert len({counts.tobytes() for counts in tally.confusion}) > len(cells) / 2
+
+
+def test_one_actor_or_more_than_there_are_cpus_write_the_same_bytes(
+    unbroken: Path, plan: SweepPlan, tmp_path: Path
+) -> None:
+    run_sweep(plan, tmp_path / "one", report=no_report, actors=1)
+    assert contents(tmp_path / "one") == contents(unbroken)
+    half = replace(plan, units=plan.units[:4])
+    assert run_sweep(half, tmp_path / "many", report=no_report, actors=64) == 4
+    assert contents(tmp_path / "many").items() <= contents(unbroken).items()
+
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from emolab.cluster import ClusterSettings, connected
+from emolab.robustness.suites import expand, parse_suite
+from emolab.robustness.sweep import plan_sweep, run_sweep
+from tests.robustness.test_sweep import SIZES, SUITE
+
+address, data, folder, *models = sys.argv[1:]
+plan = plan_sweep(
+    [Path(m) for m in models], Path(data), "test", expand(parse_suite(SUITE), ("audio", "visual", "text")), **SIZES
+)
+lines = []
+def report(line):
+    lines.append(line)
+    if len(lines) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+with connected(ClusterSettings(address=address)):
+    run_sweep(plan, Path(folder), report=report, actors=1)
+"""
+
+
+def test_a_killed_sweep_goes_on_where_it_was_and_damaged_units_are_done_again(
+    unbroken: Path, plan: SweepPlan, toy_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "units"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPOSITORY / p) for p in ("platform", "model", ""))}
+    arguments = [ray.get_runtime_context().gcs_address, str(toy_data), str(folder), *map(str, plan.models)]
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER, *arguments], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert driver.returncode == -signal.SIGKILL, driver.stderr[-2000:]
+    left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert 2 <= len(left) < len(plan.units)
+    for name in left:  # what is there is whole
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
+    damaged, cut = sorted(left)[:2]
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[:400] + bytes([content[400] ^ 255]) + content[401:])
+    (folder / cut).write_bytes((folder / cut).read_bytes()[:-30])
+    lines: list[str] = []
+    assert run_sweep(plan, folder, report=lines.append) == len(plan.units) - len(left) + 2
+    assert sum("is computed again" in line for line in lines) == 2
+    assert any(damaged in line for line in lines)
+    assert {n: c for n, c in contents(folder).items() if not n.startswith(".")} == contents(unbroken)
+    assert run_sweep(plan, folder, report=no_report) == 0
+    same(read_sweep(plan, folder), read_sweep(plan, unbroken))
+
+
+def test_a_lost_evaluator_starts_anew(unbroken: Path, plan: SweepPlan, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def report(line: str) -> None:
+        if not killed:
+            evaluators = [p for p in psutil.Process().children(recursive=True) if "ray::Evaluator" in p.name()]
+            evaluators[0].kill()
+            killed.append(evaluators[0].pid)
+
+    run_sweep(plan, tmp_path / "units", report=report, actors=1)
+    assert killed
+    assert {n: c for n, c in contents(tmp_path / "units").items() if not n.startswith(".")} == contents(unbroken)
+
+
+def test_a_damaged_shard_is_one_line_and_not_a_traceback(
+    make_dataset: Callable[..., Any],
+    models: list[Path],
+    cells: list[Cell],
+    tmp_path: Path,
+    one_line: Callable[..., None],
+) -> None:
+    data, manifest = make_dataset()
+    shard = data / manifest.split_shards("test")[0].path
+    shard.write_bytes(shard.read_bytes()[:-1])
+    plan = plan_sweep(models, data, "test", cells, **SIZES)
+    with pytest.raises(UserError) as error:
+        run_sweep(plan, tmp_path / "units", report=no_report, actors=1)
+    one_line(error, "test/", "damaged", "prepare it again")
+    assert not list((tmp_path / "units").iterdir())
+
+
+def test_the_plan_knows_everything_that_decides_a_unit(
+    plan: SweepPlan, models: list[Path], toy_data: Path, cells: list[Cell]
+) -> None:
+    files = {unit.file for unit in plan.units}
+    assert len(files) == len(plan.units)
+    assert [u.file for u in plan_sweep(models, toy_data, "test", cells, **SIZES).units] == [u.file for u in plan.units]
+    others = [
+        plan_sweep(models, toy_data, "validation", cells, **SIZES),
+        plan_sweep(models, toy_data, "test", cells[1:], **SIZES),
+        plan_sweep(models, toy_data, "test", cells, sessions_per_unit=4, cells_per_unit=30),
+        plan_sweep(models, toy_data, "test", [replace(c, seed=c.seed + 1) for c in cells], **SIZES),
+    ]
+    for other in others:
+        assert not files & {unit.file for unit in other.units}
+
+
+@given(sessions=st.integers(1, 40), some=st.integers(1, 60))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_units_cover_every_session_and_cell_once(
+    models: list[Path], toy_data: Path, cells: list[Cell], sessions: int, some: int
+) -> None:
+    plan = plan_sweep(models[:1], toy_data, "test", cells, sessions_per_unit=sessions, cells_per_unit=some)
+    covered = [(s, c) for unit in plan.units for s in unit.sessions for c in unit.cells]
+    count = read_manifest(toy_data).splits["test"].sessions
+    assert sorted(covered) == [(s, c) for s in range(count) for c in range(len(cells))]
+
+
+def random_tally(cells: list[Cell], seed: int, *, weight: bool = True) -> Tally:
+    generator = np.random.default_rng(seed)
+    return Tally(
+        cells=tuple(cells),
+        session_ids=("a", "b", "c"),
+        speaker_ids=("p", "q", "p"),
+        confusion=generator.integers(0, 9, (len(cells), 3, 4, 4)),
+        calibration=generator.random((len(cells), 3, 15, 3)),
+        squared_error=generator.random((len(cells), 3)),
+        weight=generator.random((len(cells), 3, 2)) if weight else None,
+        engine="plain",
+    )
+
+
+@pytest.mark.parametrize("weight", [True, False])
+def test_a_record_reads_as_it_was_written(cells: list[Cell], tmp_path: Path, weight: bool) -> None:
+    tally = random_tally(cells, 0, weight=weight)
+    write_tally(tmp_path / "t.parquet", tally)
+    again = read_tally(tmp_path / "t.parquet", cells, sessions=3)
+    for name in ("cells", "session_ids", "speaker_ids", "engine"):
+        assert getattr(again, name) == getattr(tally, name)
+    for name in ("confusion", "calibration", "squared_error", "weight"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(tally, name))
+    for wrong in ({"cells": cells[1:], "sessions": 3}, {"cells": cells[::-1], "sessions": 3}, {"sessions": 2}):
+        with pytest.raises(UserError, match="no result of this sweep"):
+            read_tally(tmp_path / "t.parquet", **({"cells": cells} | wrong))
+    with pytest.raises(UserError, match=r"missing\.parquet is no result"):
+        read_tally(tmp_path / "missing.parquet", cells, sessions=3)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), cut=st.booleans())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_damaged_record_is_refused_or_harmless(
+    cells: list[Cell], tmp_path: Path, place: float, change: int, cut: bool
+) -> None:
+    path, tally = tmp_path / "t.parquet", random_tally(cells[:3], 1)
+    write_tally(path, tally)
+    content = bytearray(path.read_bytes())
+    position = int(place * len(content))
+    content[position] ^= change
+    path.write_bytes(content[:position] if cut else content)
+    try:
+        again = read_tally(path, cells[:3], sessions=3)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        same([again], [tally])
+        np.testing.assert_array_equal(again.calibration, tally.calibration)
+
+
+def test_agreement_is_measured_once_and_undefined_values_survive(
+    ray_cluster: None, plan: SweepPlan, tmp_path: Path
+) -> None:
+    assert confidence_agreement(plan, tmp_path) == [{}, {}]  # the toy corpus does not know the quality
+    (first, _) = sorted(tmp_path.iterdir())
+    write_agreement(first, {"audio": 0.25, "text": float("nan")})
+    found = read_agreement(first)
+    assert found is not None
+    assert found["audio"] == 0.25
+    assert np.isnan(found["text"])
+    assert any(value.get("audio") == 0.25 for value in confidence_agreement(plan, tmp_path))
+    first.write_text("{")
+    assert confidence_agreement(plan, tmp_path) == [{}, {}]

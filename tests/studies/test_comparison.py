@@ -1,0 +1,615 @@
+"""A comparison from configuration to report: real training, a real cluster, a real tracker."""
+
+import ast
+import csv
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import REPOSITORY, ToyCorpus
+
+from edu_emotionnet.batch import SessionBatch
+from emolab.configuration import parse, validate
+from emolab.corpora.corpus import SessionReference, Split
+from emolab.names import UserError
+from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
+from emolab.reports.page import Measured
+from emolab.sessions.loading import load_split
+from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.preparation import prepare
+from emolab.studies import test_split as opening
+from emolab.studies.bootstrap import accuracy, class_f1, macro_f1
+from emolab.studies.comparison import compare, plan_comparison
+from emolab.studies.comparison_analysis import Analysis, analyse
+from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
+from emolab.studies.comparison_settings import MODELS, CompareSettings, with_default_preset
+from emolab.studies.report import ReportSettings, write_report
+from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
+from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.training.loop import evaluate
+from emolab.training.processes import Workers
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import load_model
+
+TINY = {"d_model": 8, "layers": 1, "heads": 2, "dropout": 0.0}
+RECIPE = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "warmup_epochs": 0, "decay_epochs": [], "patience": 3}
+
+
+def settings_for(data: Path, output: Path, **values: Any) -> CompareSettings:
+    training = RECIPE | values.pop("training", {})
+    base = {"data": str(data), "output": str(output), "model": TINY, "training": training, "name": "study"}
+    return CompareSettings.model_validate(base | values)
+
+
+def tracker_of(settings: CompareSettings) -> MLflowTracker:
+    tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+    assert isinstance(tracker, MLflowTracker)
+    return tracker
+
+
+def run(settings: CompareSettings) -> tuple[Analysis, list[str]]:
+    lines: list[str] = []
+    analysis = compare(settings, dry_run=False, report=lines.append)
+    assert analysis is not None
+    return analysis, lines
+
+
+def traces(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every weight file: a file written again has others."""
+    paths = folder.rglob("*.safetensors")
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+@dataclass(frozen=True)
+class Finished:
+    settings: CompareSettings
+    analysis: Analysis
+    lines: list[str]
+    folder: Path
+
+    @property
+    def comparison(self) -> Comparison:
+        return self.analysis.comparison
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """Two models, two seeds."""
+    output = tmp_path_factory.mktemp("comparison") / "runs"
+    settings = settings_for(toy_data, output, models=["edu_emotionnet", "late_fusion"], seeds=[0, 1])
+    yield Finished(settings, *run(settings), output / "study")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_cell_is_a_child_run_whose_scores_an_independent_evaluation_repeats(finished: Finished) -> None:
+    tracker, data = tracker_of(finished.settings), Path(finished.settings.data)
+    children = tracker.find("emolab.kind", "cell", parent=finished.comparison.run_id)
+    assert sorted(children) == sorted(cell.run_id for cell in finished.comparison.cells)
+    assert len(children) == 4
+    store = load_split(data, read_manifest(data), "test")
+    for cell in finished.comparison.cells:
+        folder = finished.folder / "cells" / f"{cell.model}-seed-{cell.seed}"
+        model, saved = load_model(folder / "model")
+        assert saved.state["training"]["seed"] == cell.seed
+        expected = evaluate(model, store, TrainSettings().training, workers=Workers())
+        metrics = tracker.read(cell.run_id).metrics
+        assert metrics["test_accuracy"] == pytest.approx(expected.accuracy, abs=1e-12)
+        assert metrics["test_macro_f1"] == pytest.approx(expected.macro_f1, abs=1e-12)
+        for name, score in zip(read_manifest(data).classes, expected.class_f1, strict=True):
+            assert metrics[f"test_f1.{name}"] == pytest.approx(score, abs=1e-12)
+        assert metrics["trainable_parameters"] == sum(p.numel() for p in model.parameters())
+        assert metrics["training_seconds"] > 0
+        assert cell.sessions is not None
+        assert np.array_equal(cell.sessions.confusion.sum(0), expected.confusion)
+        assert (cell.sessions.confidence is None) == (cell.model == "late_fusion")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_test_split_is_opened_once_per_cell_after_all_are_trained(finished: Finished) -> None:
+    tracker = tracker_of(finished.settings)
+    records = [tracker.read(cell.run_id) for cell in finished.comparison.cells]
+    frozen = json.loads(tracker.artifact(finished.comparison.run_id, "frozen.json"))
+    for record in records:
+        assert record.tags[opening.OPENINGS] == "1"
+        assert record.tags[opening.OPENED_BY] == finished.comparison.run_id
+        assert record.tags[opening.DATASET] == finished.comparison.manifest.digest
+        assert record.tags[opening.CHECKPOINT] in frozen
+    assert len(set(frozen)) == 4
+    assert finished.comparison.openings == {"models": 4, "sweeps": 0}
+    assert finished.analysis.trained_late() == 0
+    assert sum(line.startswith("cell ") for line in finished.lines) == 4
+    assert re.search(r"cell 2 of 4 .* about \d+ s left", "\n".join(finished.lines))
+    assert any("opened for 4 of 4" in line for line in finished.lines)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_same_command_again_trains_nothing_opens_nothing_and_reports_the_same(finished: Finished) -> None:
+    before, page = traces(finished.folder), (finished.folder / "report.html").read_bytes()
+    analysis, lines = run(finished.settings)
+    assert traces(finished.folder) == before
+    assert any("opened for 0 of 4" in line for line in lines)
+    tracker = tracker_of(finished.settings)
+    assert {tracker.read(cell.run_id).tags[opening.OPENINGS] for cell in analysis.comparison.cells} == {"1"}
+    assert (finished.folder / "report.html").read_bytes() == page
+    assert len(tracker.find("emolab.kind", "comparison")) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_report_is_rebuilt_from_the_tracker_alone(finished: Finished, tmp_path: Path) -> None:
+    settings = ReportSettings(
+        run=finished.comparison.run_id,
+        runs=finished.settings.output,
+        output=str(tmp_path / "again.html"),
+        tables=str(tmp_path / "tables"),
+    )
+    write_report(settings, report=lambda _: None)
+    assert (tmp_path / "again.html").read_bytes() == (finished.folder / "report.html").read_bytes()
+    ours = {path.name: path.read_bytes() for path in (finished.folder / "tables").iterdir()}
+    assert ours == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    assert {name.partition(".")[0] for name in ours} == {
+        "table-ii", "differences-accuracy", "differences-macro-f1", "cells",
+    }  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_that_is_no_comparison_is_refused_in_one_line(
+    finished: Finished, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    tracker = tracker_of(finished.settings)
+    cell = finished.comparison.cells[0].run_id
+    with pytest.raises(UserError) as error:
+        read_comparison(tracker, cell)
+    one_line(error, cell, "cell")
+    with pytest.raises(UserError) as error:
+        read_comparison(tracker, "0" * 32)
+    one_line(error, "0" * 32)
+    with pytest.raises(UserError) as error:
+        write_report(ReportSettings(run=cell, runs=str(tmp_path)), report=print)
+    one_line(error, "--runs")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_that_is_not_frozen_or_has_changed_does_not_meet_the_test_split(
+    finished: Finished, one_line: Callable[..., None]
+) -> None:
+    tracker, data = tracker_of(finished.settings), Path(finished.settings.data)
+    cell, other = finished.comparison.cells[:2]
+    folder = finished.folder / "cells" / f"{cell.model}-seed-{cell.seed}"
+
+    def score(run_id: str, frozen: list[str]) -> bool:
+        return opening.score_on_test_split(
+            folder, data, run_id=run_id, tracker=tracker, opened_by="x", frozen=frozen, training_seconds=1.0
+        )
+
+    with pytest.raises(UserError) as error:
+        score(cell.run_id, [])
+    one_line(error, "not among those frozen")
+    digest = opening.checkpoint_digest(folder / "model")
+    with pytest.raises(UserError) as error:  # these weights are not those that the other run was tested with
+        score(other.run_id, [digest])
+    one_line(error, "has changed since")
+    assert not score(cell.run_id, [digest])
+    assert tracker.read(cell.run_id).tags[opening.OPENINGS] == tracker.read(other.run_id).tags[opening.OPENINGS] == "1"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    values: dict[str, Any] = {
+        "models": ["early_fusion", "late_fusion"],
+        "reference": "early_fusion",
+        "tuned": {"late_fusion": {"training": {"learning_rate": 1e30}}},
+    }
+    settings = settings_for(toy_data, tmp_path, seeds=[0], **values)
+    with pytest.raises(UserError) as error:
+        run(settings)
+    one_line(error, "1 of 2 cells diverged", "late_fusion, seed 0", "non-finite loss")
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "late_fusion (seed 0)" in page
+    assert "were trained after the first opening" not in page
+    before = {name: trace for name, trace in traces(tmp_path).items() if "early_fusion" in name}
+    with pytest.raises(UserError):
+        run(settings.model_copy(update={"seeds": (0, 1)}))
+    after = traces(tmp_path)
+    assert {name: after[name] for name in before} == before
+    (run_id,) = tracker_of(settings).find("emolab.kind", "comparison")
+    comparison = read_comparison(tracker_of(settings), run_id)
+    assert [cell.seed for cell in comparison.cells if cell.sessions is not None] == [0, 1]
+    assert comparison.openings["models"] == 2
+    assert analyse(comparison, resamples=50).trained_late() == 1
+    assert "1 of these models were trained after" in (tmp_path / "study" / "report.html").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings = settings_for(
+        toy_data, tmp_path, models=["early_fusion", "late_fusion"], reference="early_fusion", seeds=[0]
+    )
+    blocked = tmp_path / "study" / "cells" / "late_fusion-seed-0"
+    blocked.mkdir(parents=True)
+    (blocked / "run.json").write_text(json.dumps({"identity": {}, "run_id": "none", "tracker": ""}))
+    with pytest.raises(UserError) as error:
+        run(settings)
+    one_line(error, "1 of 2 cells could not be trained", "late_fusion, seed 0", "stays closed")
+    tracker = tracker_of(settings)
+    (trained,) = tracker.find("emolab.kind", "cell")
+    assert not [tag for tag in tracker.read(trained).tags if tag.startswith("emolab.test")]
+    assert not (tmp_path / "study" / "report.html").exists()
+    (blocked / "run.json").unlink()
+    analysis, lines = run(settings)
+    assert any("early_fusion, seed 0" in line and "trained before" in line for line in lines)
+    assert set(analysis.standings) == {"early_fusion", "late_fusion"}
+    with FileLock(tmp_path / "study" / "comparison.lock"), pytest.raises(UserError) as error:
+        run(settings)
+    one_line(error, "in use by another process", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        run(settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", training={"epochs": 2}))
+    one_line(error, "choose another name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutValidation(ToyCorpus):
+    """Published training and test parts, and nothing to select by."""
+
+    def references(self) -> list[SessionReference]:
+        def split(reference: SessionReference) -> Split:
+            return "test" if reference.speaker_id in ("p0", "p1") else "train"
+
+        return [replace(reference, published_split=split(reference)) for reference in super().references()]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_data_set_without_validation_is_compared_at_fixed_epochs(
+    ray_cluster: None, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    data = tmp_path / "data"
+    prepare(WithoutValidation(sessions=30), data, seed=0, shard_sessions=16, report=lambda _: None)
+    values: dict[str, Any] = {"models": ["late_fusion"], "reference": "late_fusion", "seeds": [3]}
+    with pytest.raises(UserError) as error:
+        run(settings_for(data, tmp_path / "runs", **values))
+    one_line(error, "no validation split", "training.selection=last")
+    assert not (tmp_path / "runs").exists()
+    analysis, _ = run(settings_for(data, tmp_path / "runs", **values, training={"selection": "last", "epochs": 2}))
+    (cell,) = analysis.comparison.cells
+    assert [report["epoch"] for report in cell.history] == [1, 2]
+    assert all(report["validation_loss"] is None for report in cell.history)
+    assert cell.metrics["test_macro_f1"] > 0
+    assert not analysis.differences["macro_f1"]
+    table = comparison_tables(analysis)["Cells"]
+    assert table.rows[0][list(table.columns).index("validation macro-F1")] is None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_the_cluster_or_the_data_cannot_give_is_refused(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    with pytest.raises(UserError) as error:
+        plan_comparison(settings_for(toy_data, tmp_path, gpus=0.5))
+    one_line(error, "GPU needed")
+    with pytest.raises(UserError) as error:
+        compare(settings_for(tmp_path / "nowhere", tmp_path), dry_run=False, report=print)
+    one_line(error, "nowhere", "jobs/prepare.py")
+    plan = plan_comparison(settings_for(toy_data, tmp_path, concurrency=1))
+    assert (len(plan.cells), plan.concurrency) == (len(MODELS) * 3, 1)
+    assert compare(settings_for(toy_data, tmp_path), dry_run=True, report=lambda _: None) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"models": ["mult", "mulltt"]}, ["mulltt", "did you mean 'mult'"]),
+        ({"models": []}, ["models"]),
+        ({"models": ["mult", "mult"]}, ["mult is listed twice"]),
+        ({"models": ["mult"]}, ["'edu_emotionnet' is not among the models", "mult"]),
+        ({"seeds": [0, 0]}, ["0 is listed twice"]),
+        ({"seeds": [-1]}, ["seeds", "-1"]),
+        ({"model": {"dmodel": 8}}, ["'dmodel'", "did you mean 'd_model'"]),
+        ({"model": {"d_model": 7}}, ["edu_emotionnet", "multiple of heads"]),
+        ({"tuned": {"mullt": {}}}, ["'mullt'", "did you mean 'mult'"]),
+        ({"tuned": {"mult": {"trainin": {}}}}, ["tuned.mult", "'trainin'", "did you mean 'training'"]),
+        ({"tuned": {"mult": {"training": {"epocs": 3}}}}, ["mult", "epocs", "did you mean 'epochs'"]),
+        ({"tuned": {"mult": {"model": {"name": "misa"}}}}, ["tuned.mult", "misa"]),
+        ({"training": {"seed": 3}}, ["training.seed", "seeds"]),
+        ({"tracking": {"enabled": False}}, ["tracking.enabled"]),
+    ],
+)
+def test_a_mistake_in_the_settings_is_one_line(values: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        validate(CompareSettings, values)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value), str(error.value)
+
+
+def test_options_reach_the_models_that_have_them_and_no_others() -> None:
+    settings = CompareSettings.model_validate(
+        {
+            "model": {"d_model": 12, "heads": 2, "cmaa": False, "shift_span": 5},
+            "tuned": {"mult": {"training": {"learning_rate": 0.5, "seed": 9}, "model": {"d_model": 20}}},
+        }
+    )
+    cells = {name: settings.cell(name, 4, Path("x")).settings for name in MODELS}
+    assert {cell.training.seed for cell in cells.values()} == {4}
+    assert {name for name, cell in cells.items() if cell.training.learning_rate == 0.5} == {"mult"}
+    assert {cell.model.options.d_model for name, cell in cells.items() if name != "mult"} == {12}
+    assert cells["mult"].model.options.d_model == 20
+    assert cells["cfn_esa"].model.options.shift_span == 5
+    assert not cells["edu_emotionnet"].model.options.cmaa
+    assert not cells["edu_emotionnet-tfl"].model.options.tfl
+    assert len({(cell.output, cell.name) for cell in cells.values()}) == len(MODELS)
+
+
+def test_the_command_line_takes_lists_either_way_and_means_the_small_preset() -> None:
+    def read(*arguments: str) -> CompareSettings:
+        return parse(CompareSettings, with_default_preset(arguments), description="")[0]
+
+    assert read().data == "data/edusim-small"
+    assert read().model["d_model"] == 32
+    assert read("--preset", "paper").model["d_model"] == 256
+    assert read("--preset=smoke").training.epochs == 3
+    assert read("--models", "edu_emotionnet,mult").models == ("edu_emotionnet", "mult")
+    assert read("--models", "[edu_emotionnet, mult]", "--seeds", "4,2").seeds == (4, 2)
+    assert read("models=[edu_emotionnet]", "seeds=[7]", "model.d_model=16").model == read().model | {"d_model": 16}
+    assert read().models == MODELS
+
+
+def modules() -> dict[str, ast.Module]:
+    root = REPOSITORY / "platform" / "emolab"
+    return {
+        path.relative_to(root).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(root.rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Files of the platform that a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("emolab"):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("emolab")}
+    return {name.removeprefix("emolab.").replace(".", "/") + ".py" for name in names}
+
+
+SWEEP = "robustness/sweep.py"
+"""Corrupts the sessions of whichever split a robustness study names, and records that."""
+
+
+def test_one_module_asks_for_the_test_split_by_name() -> None:
+    asking = {}
+    for place, tree in modules().items():
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "load_split":
+                (split,) = call.args[2:]
+                asking.setdefault(place, set()).add(split.value if isinstance(split, ast.Constant) else "any")
+            assert not (isinstance(call, ast.Attribute) and call.attr == "load_split"), place
+    assert asking.pop(SWEEP, {"any"}) == {"any"}
+    assert asking == {"studies/test_split.py": {"test"}, "training/data.py": {"train", "validation"}}
+
+
+def test_training_and_tuning_cannot_reach_the_module_that_opens_it() -> None:
+    known = modules()
+    reached = {place for place in known if place.startswith(("training/", "tuning/"))}
+    assert len(reached) > 10
+    while new := {file for place in reached for file in imports(known[place]) if file in known} - reached:
+        reached |= new
+    assert "sessions/loading.py" in reached  # imports are followed
+    assert SWEEP not in reached
+    assert not {place for place in reached if place.startswith("studies/")}
+
+
+# Reading and judging results, without training
+
+
+def results(counts: np.ndarray, *, weights: np.ndarray | None = None) -> SessionResults:
+    """Session results with given counts (N, K, K)."""
+    sessions, classes = counts.shape[:2]
+    return SessionResults(
+        classes=tuple(f"class {i}" for i in range(classes)),
+        modalities=("audio", "visual", "text"),
+        session_ids=tuple(f"s{i}" for i in range(sessions)),
+        speaker_ids=tuple(f"p{i % 6}" for i in range(sessions)),
+        steps=counts.sum(axis=(1, 2)),
+        confusion=counts,
+        confidence=weights,
+    )
+
+
+def judged(scores: Mapping[str, Sequence[float]], *, sessions: int = 60, **changes: Any) -> Analysis:
+    """The analysis of models that are right on the given share of steps, one share per seed."""
+    cells = []
+    for number, (model, shares) in enumerate(scores.items()):
+        for seed, share in enumerate(shares):
+            generator = np.random.default_rng([number, seed])
+            right = generator.binomial(5, share, (sessions, 2))
+            counts = np.stack(
+                [np.stack([right[:, 0], 5 - right[:, 0]], 1), np.stack([5 - right[:, 1], right[:, 1]], 1)], 1
+            )
+            cells.append(
+                CellResult(
+                    model=model,
+                    seed=seed,
+                    run_id=f"{number}{seed}" * 16,
+                    sessions=results(counts),
+                    history=({"epoch": 1, "train_loss": 1.0, "validation_loss": None},),
+                    metrics={"trainable_parameters": 10.0 + number, "training_seconds": 2.0, "test_accuracy": share},
+                    ended=1.0,
+                    opened="2030-01-01T00:00:00+00:00",
+                )
+            )
+    summary = {"sessions": 60, "steps": 600, "speakers": ["p0"], "label_counts": [300, 300], "present": {}}
+    manifest = {
+        "corpus": "toy", "classes": ["class 0", "class 1"], "dimensions": {"audio": 1}, "step_seconds": 1.0, "seed": 0,
+        "command": "", "statistics": {"mean": {}, "std": {}}, "shards": [],
+        "splits": {"train": summary, "validation": summary, "test": summary},
+    }  # fmt: skip
+    values: dict[str, Any] = {
+        "run_id": "0" * 32, "name": "judged", "tags": {}, "settings": {}, "reference": next(iter(scores)),
+        "manifest": Manifest.model_validate(manifest | changes.pop("manifest", {})),
+        "openings": {"models": 9, "sweeps": 1}, "cells": tuple(cells),
+    }  # fmt: skip
+    return analyse(Comparison(**(values | changes)), resamples=400)
+
+
+def test_the_ranking_sentence_follows_from_the_scores() -> None:
+    won = judged({"edu_emotionnet": [0.9, 0.9, 0.9], "mult": [0.6, 0.6, 0.6], "misa": [0.9, 0.89, 0.9]})
+    assert "came out: it is number 1 of 3" in won.ranking_sentence()
+    assert "1 favour edu_emotionnet and 0 the other" in won.ranking_sentence()
+    lost = judged({"edu_emotionnet": [0.6, 0.6], "mult": [0.9, 0.9]})
+    assert "did not come out: it is number 2 of 2" in lost.ranking_sentence()
+    assert "behind mult" in lost.ranking_sentence()
+    assert "0 favour edu_emotionnet and 1 the other" in lost.ranking_sentence()
+    assert "cannot be judged" in judged({"mult": [0.5], "misa": [0.6]}).ranking_sentence()
+    other = judged({"mult": [0.6, 0.6], "edu_emotionnet": [0.9, 0.9]})
+    assert "edu_emotionnet first, came out" in other.ranking_sentence()
+    assert "0 favour mult and 1 the other" in other.ranking_sentence()
+
+
+def test_differences_are_those_of_the_table_and_corrected_for_their_number() -> None:
+    analysis = judged({"edu_emotionnet": [0.8, 0.82, 0.79], "mult": [0.7, 0.74, 0.71], "misa": [0.8, 0.8, 0.8]})
+    for metric, rows in analysis.differences.items():
+        for row in rows:
+            ours, theirs = (analysis.standings[name].scores[metric].mean for name in ("edu_emotionnet", row.model))
+            assert row.by_session is not None and row.t_test is not None and row.by_speaker is not None
+            assert row.by_session.value == pytest.approx(ours - theirs, abs=1e-12)
+            assert row.t_test.difference == pytest.approx(ours - theirs, abs=1e-12)
+            assert row.adjusted_p is not None and row.adjusted_p >= row.by_session.p
+            assert row.t_test.detectable_difference > 0
+            assert row.by_speaker.clusters == 6
+        assert (
+            max(row.adjusted_p or 0 for row in rows) > max(row.by_session.p for row in rows if row.by_session) * 0.999
+        )
+        smallest = min((row for row in rows if row.by_session), key=lambda row: row.by_session.p)  # type: ignore[union-attr]
+        assert smallest.by_session is not None
+        assert smallest.adjusted_p == pytest.approx(2 * smallest.by_session.p)
+
+
+def test_a_model_that_lost_seeds_is_paired_over_those_it_has() -> None:
+    analysis = judged({"edu_emotionnet": [0.8, 0.7, 0.9], "mult": [0.6, 0.65, 0.7]})
+    cells = tuple(
+        replace(cell, sessions=None, failure="non-finite loss") if (cell.model, cell.seed) == ("mult", 0) else cell
+        for cell in analysis.comparison.cells
+    )
+    thinned = analyse(replace(analysis.comparison, cells=cells), resamples=100)
+    (row,) = thinned.differences["accuracy"]
+    assert row.t_test is not None and row.t_test.seeds == 2
+    table = comparison_tables(thinned)["Table I"]
+    assert [(line[0], line[3]) for line in table.rows[:2]] == [("mult", "2/3"), ("edu_emotionnet", "3/3")]
+    none_left = tuple(replace(c, sessions=None, failure="x") if c.model == "mult" else c for c in cells)
+    lonely = analyse(replace(analysis.comparison, cells=none_left), resamples=100)
+    assert comparison_tables(lonely)["Table I"].rows[0][:4] == ["mult", None, None, "0/3"]
+    assert b"diverged" in comparison_page(lonely)
+
+
+def test_tables_parse_back_to_the_numbers_they_hold() -> None:
+    analysis = judged({"edu_emotionnet": [0.8, 0.7], "mult": [0.6, 0.65], "edu_emotionnet-tfl": [0.7, 0.71]})
+    files = comparison_files(analysis)
+    assert {name for name in files if "table-" in name} == {
+        f"tables/table-{number}.{kind}" for number in ("i", "iii") for kind in ("csv", "tex")
+    }
+    for name, table in comparison_tables(analysis).items():
+        stem = "tables/" + name.lower().replace(" ", "-")
+        rows = list(csv.DictReader(io.StringIO(files[f"{stem}.csv"].decode())))
+        latex = [line for line in files[f"{stem}.tex"].decode().splitlines() if " & " in line][1:]
+        assert len(rows) == len(latex) == len(table.rows)
+        for row, line, values in zip(rows, latex, table.rows, strict=True):
+            parts = line.removesuffix(r" \\").split(" & ")
+            for column, part, value in zip(table.columns, parts, values, strict=True):
+                if isinstance(value, Measured):
+                    assert float(row[column]) == value.mean
+                    assert row[f"{column} std"] == ("" if np.isnan(value.deviation) else repr(value.deviation))
+                    numbers = [float(number) for number in part.strip("$").split(r" \pm ")]
+                    assert numbers == pytest.approx([value.mean, value.deviation][: len(numbers)], abs=5.1e-5)
+                elif isinstance(value, float):
+                    assert float(row[column]) == value
+                    assert float(part.strip("$")) == pytest.approx(value, rel=1e-3)
+                else:
+                    assert row[column] == ("" if value is None else str(value))
+                    assert part.replace("\\", "") == ("--" if value is None else str(value))
+
+
+def test_the_page_says_what_its_scores_may_be_set_beside() -> None:
+    scores = {"edu_emotionnet": [0.8, 0.7], "mult": [0.6, 0.65]}
+    recorded = judged(scores, manifest={"corpus": "mosi", "provenance": {"caveat": "features have seen the labels"}})
+    assert b"features have seen the labels." in comparison_page(recorded)
+    assert b"not to be set beside" not in comparison_page(recorded)
+    simulated = comparison_page(judged(scores, manifest={"corpus": "edusim"})).decode()
+    assert "not to be set beside the paper" in simulated
+    assert "accuracy 0.5000, macro-F1 0.3333" in simulated  # the class prior: 2 * 0.5 / 1.5 / 2
+    strangers = re.sub(r"https?://(www\.w3\.org|matplotlib\.org|purl\.org|creativecommons\.org)", "", simulated)
+    assert "http" not in strangers and "src=" not in strangers
+    assert simulated.count("<svg") == 5
+
+
+@given(data=st.data())
+def test_session_results_survive_the_file(data: st.DataObject) -> None:
+    sessions, classes = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    counts = generator.integers(0, 20, (sessions, classes, classes))
+    lengths = generator.integers(1, 2 * CONFIDENCE_STEPS, sessions)
+    observed = np.arange(CONFIDENCE_STEPS) < lengths[:, None]
+    weights = generator.random((sessions, CONFIDENCE_STEPS, 3), dtype=np.float32) * observed[..., None]
+    given_weights = weights if data.draw(st.booleans()) else None
+    before = replace(results(counts, weights=given_weights), steps=lengths)
+    after = from_parquet(to_parquet(before))
+    for name in ("classes", "modalities", "session_ids", "speaker_ids"):
+        assert getattr(after, name) == getattr(before, name)
+    for name in ("steps", "confusion", "confidence", "observed"):
+        assert np.array_equal(getattr(after, name), getattr(before, name)), name
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and something else PAR1"])
+def test_something_else_is_no_session_results(content: bytes) -> None:
+    with pytest.raises(UserError, match="no session results"):
+        from_parquet(content)
+
+
+@given(data=st.data())
+def test_counts_per_session_are_those_of_a_plain_loop(data: st.DataObject) -> None:
+    sessions, steps, classes = (data.draw(st.integers(1, 5)) for _ in range(3))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    scores = torch.rand(sessions, steps, classes, generator=generator)
+    labels = torch.randint(-1, classes, (sessions, steps), generator=generator)
+    labels[labels < 0] = -100
+    batch = SessionBatch(features={}, present={}, lengths=torch.full((sessions,), steps), labels=labels)
+    expected = torch.zeros(sessions, classes, classes, dtype=torch.int64)
+    for i in range(sessions):
+        for t in range(steps):
+            if labels[i, t] >= 0:
+                expected[i, labels[i, t], scores[i, t].argmax()] += 1
+    counts = opening.session_confusion(scores, batch)
+    assert torch.equal(counts, expected)
+    assert 0.0 <= float(accuracy(counts.sum(0))) <= 1.0
+    assert float(macro_f1(counts.sum(0))) == pytest.approx(float(class_f1(counts.sum(0)).mean()))
+
+
+def test_figures_draw_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comparison_page(judged({"edu_emotionnet": [0.8, 0.7], "mult": [0.6, 0.65], "misa": [0.5, 0.5]}))
