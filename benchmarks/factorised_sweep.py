@@ -142,14 +142,14 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int) -> di
     """CPU seconds of each variant: forwards through the list, then backwards, `rounds` times."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name in (*variants, *reversed(variants)):
+        for name in (*variants, *reversed(list(variants))):
             start = time.process_time()
             variants[name]()
             seconds[name].append(time.process_time() - start)
     return seconds
 
 
-def measure(case: Case) -> dict[str, object]:
+def measure(case: Case) -> dict[str, Any]:
     arguments = problem(case)
     differences = parity(*arguments)  # runs every variant once: the warm-up
     seconds = interleaved({name: lambda f=f: f(*arguments) for name, f in VARIANTS.items()}, case.rounds)

@@ -23,22 +23,22 @@ class ClusterSettings(Settings):
     """Which Ray to use."""
 
     address: str = Field(
-        default="auto", description="auto: RAY_ADDRESS or a running cluster, else a local one; local; or host:port"
+        default="auto", description="auto: RAY_ADDRESS, else a local one; local; or host:port"
     )
     cpus: int | None = Field(default=None, ge=1, description="CPUs of a local cluster; null: all of the machine's")
 
 
 @contextmanager
 def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
-    """Ray for the length of a job: the submitted job's or a running cluster, else one of our own on loopback."""
+    """Ray for the length of a job: the submitted job's or RAY_ADDRESS, else one of our own on loopback."""
     if ray.is_initialized():
         yield
         return
     settings = settings or ClusterSettings()
     _prepare_environment()
     try:
-        if settings.address == "auto" and running_cluster():
-            context = ray.init(address="auto", **_QUIET)
+        if settings.address == "auto" and joins_cluster():
+            context = ray.init(address=os.environ["RAY_ADDRESS"], **_QUIET)
         elif settings.address in ("auto", "local"):
             context = _start_local(settings)
         else:
@@ -102,13 +102,13 @@ def _prepare_environment() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def running_cluster() -> bool:
-    """Whether ``auto`` would join a cluster rather than start one."""
-    if os.environ.get("RAY_ADDRESS"):
-        return True
-    from ray._private.services import find_gcs_addresses  # the look-up behind ray.init(address="auto")
+def joins_cluster() -> bool:
+    """Whether ``auto`` joins a cluster rather than starting one.
 
-    return bool(find_gcs_addresses())
+    Only where RAY_ADDRESS says so, as it does inside a submitted job. Ray's own default also joins whatever cluster
+    it finds on the machine, such as somebody's test, and ends with it.
+    """
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _start_local(settings: ClusterSettings) -> Any:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from emolab.cluster import connected, running_cluster
+from emolab.cluster import connected, joins_cluster
 from emolab.configuration import read_preset, run_job, validate
 from emolab.names import UserError
 from emolab.sessions.manifest import FILE_NAME, read_manifest
@@ -88,7 +88,7 @@ def _versions(_: TuneSettings) -> Finding:
 
 def _devices(_: TuneSettings) -> Finding:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    place = "joins the running Ray cluster" if running_cluster() else "starts a local Ray"
+    place = "joins the Ray cluster of RAY_ADDRESS" if joins_cluster() else "starts a local Ray"
     return Finding(topic="devices", good=True, detail=f"{', '.join(names) or 'no GPU: runs on CPUs'}; {place}")
 
 

@@ -131,7 +131,7 @@ def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str]
 
 def _refuse_undecided(cells: Sequence[Cell], trained: Sequence[Trained]) -> None:
     open_ends = [(cell, t) for cell, t in zip(cells, trained, strict=True) if t.failure and not t.diverged]
-    if open_ends and False:
+    if open_ends:
         cell, first = open_ends[0]
         raise UserError(
             f"{len(open_ends)} of {len(cells)} cells could not be trained ({cell}: {first.failure}); "

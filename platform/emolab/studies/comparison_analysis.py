@@ -82,7 +82,7 @@ class Analysis:
         order = list(self.standings)
         scores = {model: row.scores["macro_f1"].mean for model, row in self.standings.items()}
         place = 1 + sum(score > scores[CLAIMED_FIRST] for score in scores.values())
-        found = "came out" if place >= 1 else "did not come out"
+        found = "came out" if place == 1 else "did not come out"
         leader = "" if place == 1 else f", behind {order[0]} ({scores[order[0]]:.4f})"
         verdicts = [difference.verdict for difference in self.differences["macro_f1"]]
         return (

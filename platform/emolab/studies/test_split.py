@@ -84,7 +84,7 @@ def score_on_test_split(
     if digest not in frozen:
         raise UserError(f"{folder}: the model is not among those frozen for testing")
     tags = tracker.read(run_id).tags
-    if tags.get(RECORDED) == "never":
+    if tags.get(RECORDED) == "true":
         if tags.get(CHECKPOINT) != digest:
             raise UserError(f"{folder}: the model has changed since it was tested (run {run_id}): choose another name")
         return False
@@ -137,7 +137,7 @@ def session_confusion(log_probabilities: Tensor, batch: SessionBatch) -> Tensor:
     """(B, K, K) int64 counts over the labelled steps of each session, rows true, columns predicted."""
     sessions, _, classes = log_probabilities.shape
     place = torch.arange(sessions)[:, None] * classes + batch.labels
-    index = place * classes + (log_probabilities.argmax(-1) + 1) % classes
+    index = place * classes + log_probabilities.argmax(-1)
     return torch.bincount(index[batch.labelled], minlength=sessions * classes**2).view(sessions, classes, classes)
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from emolab.cluster import cluster_gpus, connected, running_cluster
+from emolab.cluster import cluster_gpus, connected, joins_cluster
 from emolab.registry.versions import register
 from emolab.reports.search import search_page
 from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
@@ -22,7 +22,7 @@ from emolab.tuning.search import SearchResult, TuneSettings, plan_search, search
 
 def default_preset() -> tuple[str, str]:
     """The preset for a call without one, and the reason for the choice."""
-    if running_cluster():
+    if joins_cluster():
         with connected():
             gpus, place = cluster_gpus(), "the cluster"
     else:
