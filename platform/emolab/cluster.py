@@ -22,9 +22,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 class ClusterSettings(Settings):
     """Which Ray to use."""
 
-    address: str = Field(
-        default="auto", description="auto: RAY_ADDRESS, else a local one; local; or host:port"
-    )
+    address: str = Field(default="auto", description="auto: RAY_ADDRESS, else a local one; local; or host:port")
     cpus: int | None = Field(default=None, ge=1, description="CPUs of a local cluster; null: all of the machine's")
 
 

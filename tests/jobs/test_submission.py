@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.conftest import REPOSITORY
 
 BIN = Path(sys.executable).parent

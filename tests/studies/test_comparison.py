@@ -25,11 +25,11 @@ from emolab.corpora.corpus import SessionReference, Split
 from emolab.names import UserError
 from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
 from emolab.reports.page import Measured
+from emolab.scores import accuracy, class_f1, macro_f1
 from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.preparation import prepare
 from emolab.studies import test_split as opening
-from emolab.studies.bootstrap import accuracy, class_f1, macro_f1
 from emolab.studies.comparison import compare, plan_comparison
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
@@ -262,7 +262,7 @@ def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     analysis, lines = run(settings)
     assert any("early_fusion, seed 0" in line and "trained before" in line for line in lines)
     assert set(analysis.standings) == {"early_fusion", "late_fusion"}
-    with FileLock(tmp_path / "study" / "comparison.lock"), pytest.raises(UserError) as error:
+    with FileLock(tmp_path / "study" / "study.lock"), pytest.raises(UserError) as error:
         run(settings)
     one_line(error, "in use by another process", str(tmp_path))
     with pytest.raises(UserError) as error:

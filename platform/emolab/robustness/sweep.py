@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def plan_sweep(
     units = []
     for number, folder in enumerate(models):
         _check_fit(folder, manifest, data)
-        evaluated = [_digest(folder), manifest.digest, split]
+        evaluated = [version("edu-emotionnet-lab"), _digest(folder), manifest.digest, split]
         for first in range(0, summary.sessions, sessions_per_unit):
             for start in range(0, len(cells), cells_per_unit):
                 sessions = range(first, min(first + sessions_per_unit, summary.sessions))

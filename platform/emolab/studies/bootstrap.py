@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emolab.names import UserError
+from emolab.scores import accuracy, class_f1, macro_f1, safe_ratio
 from emolab.studies.resampling import (
     Floats,
     cluster_sums,
     multiplicities,
     percentile_ends,
-    safe_ratio,
     two_sided_p,
 )
 
@@ -30,24 +30,6 @@ Metric = Literal["accuracy", "macro_f1"]
 
 RESAMPLES = 10_000
 """Enough for a 95 % interval whose ends move by about 1 % of its width from seed to seed."""
-
-
-def accuracy(confusion: ArrayLike) -> Floats:
-    """(..., K, K) counts, true class by row and predicted by column -> (...) share of steps that are right."""
-    counts = np.asarray(confusion, dtype=np.float64)
-    return safe_ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
-
-
-def class_f1(confusion: ArrayLike) -> Floats:
-    """(..., K, K) counts -> (..., K) F1 of every class; 0 for a class neither present nor predicted."""
-    counts = np.asarray(confusion, dtype=np.float64)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    return safe_ratio(2 * hits, counts.sum(-1) + counts.sum(-2))
-
-
-def macro_f1(confusion: ArrayLike) -> Floats:
-    """(..., K, K) counts -> (...) mean F1 over all K classes."""
-    return class_f1(confusion).mean(-1)
 
 
 METRICS: dict[str, Callable[[ArrayLike], Floats]] = {"accuracy": accuracy, "macro_f1": macro_f1}

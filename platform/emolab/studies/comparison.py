@@ -7,19 +7,17 @@ cell has failed for another reason (a lost process, a full disk) it stays closed
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from emolab.cluster import connected, require
 from emolab.configuration import to_yaml
+from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
@@ -73,7 +71,7 @@ def compare(settings: CompareSettings, *, dry_run: bool, report: Callable[[str],
         if dry_run:
             return None
         load_training_data(Path(settings.data))  # damaged data is refused here, once, not by every cell
-        with _holding(plan.folder):
+        with holding(plan.folder, what="comparison"):
             return _run(settings, plan, report)
 
 
@@ -199,20 +197,3 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
         write_atomically(record, json.dumps(content, indent=1).encode())
     run.log_text(to_yaml(settings), "config.yaml")  # models and seeds may be added
     return run
-
-
-@contextmanager
-def _holding(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / "holder.json"
-    lock = FileLock(folder / "comparison.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text() if holder.exists() else "unknown"
-        raise UserError(f"the comparison in {folder} is in use by another process ({who})") from None
-    try:
-        write_atomically(holder, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
-        yield
-    finally:
-        lock.release()

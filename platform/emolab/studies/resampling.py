@@ -79,9 +79,3 @@ def two_sided_p(drawn: Floats, clusters: int) -> float:
     beyond = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
     tail = min(0.5, beyond / (len(drawn) + 1))
     return float(2 * stats.t.cdf(special.ndtri(tail) / _widening(clusters), clusters - 1))
-
-
-def safe_ratio(numerator: Floats, denominator: Floats, *, empty: float = 0.0) -> Floats:
-    """numerator / denominator, and ``empty`` where the denominator is zero."""
-    filled = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), empty)
-    return np.divide(numerator, denominator, out=filled, where=denominator > 0)

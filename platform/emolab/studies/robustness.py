@@ -31,8 +31,8 @@ from emolab.robustness.metrics import expected_calibration_error
 from emolab.robustness.suites import expand, load_suite
 from emolab.robustness.sweep import SweepPlan, confidence_agreement, plan_sweep, read_sweep, run_sweep
 from emolab.robustness.tally import Tally
+from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.studies.bootstrap import accuracy, macro_f1
 from emolab.studies.robustness_results import RobustnessResults, grouped
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from edu_emotionnet.batch import MODALITIES, SessionBatch
 from emolab import checkpoint
 from emolab.names import UserError
+from emolab.scores import accuracy, class_f1, macro_f1
 from emolab.sessions.loading import SessionStore, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.studies.bootstrap import accuracy, class_f1, macro_f1
 from emolab.studies.session_results import SessionResults, padded, to_parquet
 from emolab.tracking.runs import MLflowTracker
 from emolab.tracking.tracker import Run

@@ -12,8 +12,8 @@ from rich.table import Table
 from emolab.cluster import cluster_gpus, connected, joins_cluster
 from emolab.registry.versions import register
 from emolab.reports.search import search_page
-from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
-from emolab.sessions.preparation import prepare
+from emolab.sessions.manifest import Manifest, write_atomically
+from emolab.studies.dataset import dataset
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
 from emolab.training.train import TrainedModel, train
@@ -41,8 +41,7 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         UserError: anything the user can mend.
     """
     with connected(settings.cluster):
-        _prepare(settings, report, dry_run=dry_run)
-        if dry_run and not (Path(settings.data) / FILE_NAME).exists():
+        if dataset(settings.data, settings.prepare, report=report, dry_run=dry_run) is None:
             return None
         report(plan_search(settings).describe(settings))
         if dry_run:
@@ -52,15 +51,6 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         winner = _train_winner(result, tracker, report)
     _conclude(settings, result, winner, tracker, report)
     return winner
-
-
-def _prepare(settings: TuneSettings, report: Callable[[str], None], *, dry_run: bool) -> None:
-    plan = settings.prepare
-    if plan is None or Path(plan.output) != Path(settings.data) or (Path(settings.data) / FILE_NAME).exists():
-        return
-    report(f"data set {settings.data} is missing and will be made: {plan.corpus} {plan.options}")
-    if not dry_run:
-        prepare(plan.build(), Path(plan.output), seed=plan.seed, shard_sessions=plan.shard_sessions, report=report)
 
 
 def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from emolab.scores import accuracy, class_f1, macro_f1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -19,17 +21,16 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
+        return float(accuracy(self.confusion))
 
     @property
     def class_f1(self) -> NDArray[np.float64]:
-        """(K,) F1 of every class; 0 for a class that neither occurs nor is predicted."""
-        hits = np.diag(self.confusion)
-        return 2.0 * hits / np.maximum(1, self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
+        """(K,) F1 of every class."""
+        return class_f1(self.confusion)
 
     @property
     def macro_f1(self) -> float:
-        return float(self.class_f1.mean())
+        return float(macro_f1(self.confusion))
 
     def scores(self, prefix: str) -> dict[str, float]:
         """Flat names for a tracker."""

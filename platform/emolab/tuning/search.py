@@ -12,13 +12,13 @@ from typing import Any, Literal
 import ray
 import ray.tune
 import yaml
-from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from emolab.cluster import ClusterSettings, require
 from emolab.configuration import Settings, to_yaml
+from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.sessions.preparation import PrepareSettings
@@ -106,8 +106,7 @@ def search(settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], 
         UserError: unusable space, data or cluster; another process holds the study; no trial completed.
     """
     plan = plan_search(settings)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(plan.folder):
+    with holding(plan.folder, what="study"):
         study = Study(
             plan.folder / "study.db",
             plan.folder.name,
@@ -299,18 +298,6 @@ _TRACKED = (
     "learning_rate",
     "sessions_per_second",
 )
-
-
-def _lock(folder: Path) -> FileLock:
-    holder = folder / "holder.json"
-    lock = FileLock(folder / "study.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text() if holder.exists() else "unknown"
-        raise UserError(f"the study in {folder} is in use by another process ({who})") from None
-    write_atomically(holder, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
-    return lock
 
 
 def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> Run:

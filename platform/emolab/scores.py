@@ -1,0 +1,32 @@
+"""Accuracy and F1 from confusion counts; the one definition that training, sweeps and statistics share."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def accuracy(confusion: ArrayLike) -> Floats:
+    """(..., K, K) counts, true class by row and predicted by column -> (...) share of steps that are right."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    return safe_ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
+
+
+def class_f1(confusion: ArrayLike) -> Floats:
+    """(..., K, K) counts -> (..., K) F1 of every class; 0 for a class neither present nor predicted."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    return safe_ratio(2 * hits, counts.sum(-1) + counts.sum(-2))
+
+
+def macro_f1(confusion: ArrayLike) -> Floats:
+    """(..., K, K) counts -> (...) mean F1 over all K classes."""
+    return class_f1(confusion).mean(-1)
+
+
+def safe_ratio(numerator: ArrayLike, denominator: ArrayLike, *, empty: float = 0.0) -> Floats:
+    """numerator / denominator, and ``empty`` where the denominator is zero."""
+    above, below = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
+    return np.divide(above, below, out=np.full(below.shape, empty), where=below != 0)

@@ -1,0 +1,574 @@
+"""jobs/robustness.py as a whole: models however they are named, one tracked run, a page, and mistakes in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from filelock import FileLock
+from tests.jobs.test_jobs import run
+from tests.training.test_loop import settings_for
+
+from emolab.names import UserError
+from emolab.registry.lookup import KeptModel, kept_model, model_folders
+from emolab.registry.versions import register
+from emolab.reports.robustness import robustness_page
+from emolab.robustness.cells import Cell
+from emolab.robustness.suites import expand, parse_suite
+from emolab.robustness.tally import Tally
+from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
+from emolab.studies.robustness import RobustnessSettings, robustness
+from emolab.studies.robustness_results import Group, RobustnessResults, grouped
+from emolab.studies.statistics import holm
+from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.training.recipe import TrackingSettings
+from emolab.training.train import TrainedModel, train
+
+SUITE = {
+    "name": "small",
+    "seeds": [0, 1],
+    "sweeps": [
+        {"corruption": "frame_missing", "levels": [0.3, 0.6, 0.9]},
+        {"corruption": "gaussian", "levels": [2], "modalities": "each"},
+    ],
+    "grids": [{"instances": [{"corruption": "burst_missing", "levels": [0.5]}]}],
+}
+XML_NAMESPACES = ("http://www.w3.org", "https://matplotlib.org", "http://purl.org", "http://creativecommons.org")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Four models in one tracker, below one run, as a comparison leaves them."""
+
+    output: Path
+    data: Path
+    tracker: MLflowTracker
+    comparison: str
+    models: list[TrainedModel]
+
+
+def write_suite(folder: Path, suite: dict[str, Any] = SUITE) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small suite.yaml").write_text(yaml.safe_dump(suite))
+    return str(folder / "small suite.yaml")
+
+
+def job_settings(data: Path, output: Path, suite: str, *models: str, **options: Any) -> RobustnessSettings:
+    values = {"model": models, "suite": suite, "data": str(data), "output": str(output)}
+    return RobustnessSettings.model_validate(values | options)
+
+
+def no_report(line: str) -> None:
+    del line
+
+
+@pytest.fixture(scope="module")
+def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    output = tmp_path_factory.mktemp("robustness") / "runs"
+    tracker = open_tracker(**TrackingSettings().model_dump(), output=output)
+    assert isinstance(tracker, MLflowTracker)
+    comparison = tracker.start("comparison", tags={"emolab.kind": "comparison"})
+    models = [
+        train(
+            settings_for(toy_data, output, model={"name": name}, epochs=3, seed=seed),
+            tracker=tracker,
+            parent=comparison.run_id,
+        )
+        for name, seed in (("edu_emotionnet", 0), ("edu_emotionnet", 1), ("late_fusion", 0), ("audio_only", 0))
+    ]
+    tracker.start("diverged", parent=comparison.run_id).finish("FAILED")
+    tracker.start("a-trial", parent=comparison.run_id).finish()  # ended well and kept nothing
+    comparison.finish()
+    first = models[0]
+    register(first.folder / "model", "toy-model", run_id=first.run_id, tracking_uri=tracker.uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by registering; it would stand in for the embedded tracker
+    return Trained(output=output, data=toy_data, tracker=tracker, comparison=comparison.run_id, models=models)
+
+
+Finished = tuple[RobustnessSettings, RobustnessResults, list[str]]
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    settings = job_settings(
+        trained.data, trained.output, write_suite(tmp_path_factory.mktemp("suite")), trained.comparison
+    )
+    lines: list[str] = []
+    results = robustness(settings, dry_run=False, report=lines.append)
+    assert results is not None
+    return settings, results, lines
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_models_of_a_comparison_side_by_side(finished: Finished, trained: Trained) -> None:
+    _, results, lines = finished
+    assert {group.label: list(group.run_ids) for group in results.groups} == {
+        "edu_emotionnet, clean": [model.run_id for model in trained.models[:2]],
+        "late_fusion, clean": [trained.models[2].run_id],
+        "audio_only, clean": [trained.models[3].run_id],
+    }
+    assert [group.engine for group in results.groups] == ["factorised", "plain", "plain"]
+    compared = results.compared(0.6)
+    assert [c.other for c in compared] == ["late_fusion, clean", "audio_only, clean"]
+    assert {c.other: c.adjusted_p for c in compared} == holm({c.other: c.difference.p for c in compared})
+    assert any("edu_emotionnet, clean (2 models, factorised engine)" in line for line in lines)
+    for late in (group for group in results.groups if group.model == "late_fusion"):
+        assert results.summary(late)["effective_robustness"] == pytest.approx(0.0, abs=1e-12)
+        assert results.summary(late)["mean_corruption_error"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_tracked_run_holds_page_table_and_figures(finished: Finished, trained: Trained) -> None:
+    _, results, lines = finished
+    tracker = trained.tracker
+    recorded = tracker.client.get_run(results.run_id)
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["emolab.split_opened"] == "test"
+    folder = trained.output / results.name
+    page = tracker.artifact(results.run_id, "report.html")
+    assert page == (folder / "report.html").read_bytes()
+    text = page.decode()
+    for namespace in XML_NAMESPACES:
+        text = text.replace(namespace, "")
+    assert not re.search(r"https?://|src=|@import|url\((?!#)", text)
+    assert text.count("<svg") == 3
+    assert "edu_emotionnet against the others at rate 0.6" in text
+    table = pq.read_table(io.BytesIO(tracker.artifact(results.run_id, "cells.parquet")))
+    assert table.num_rows == 4 * len(results.cells)
+    assert set(table.column("run_id").to_pylist()) == {model.run_id for model in trained.models}
+    for group in results.groups:
+        for key, value in results.summary(group).items():
+            if np.isfinite(value):
+                assert recorded.data.metrics[f"{key}.{group.slug}"] == pytest.approx(value)
+    assert any(str(folder / "report.html") in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_again(
+    finished: Finished, trained: Trained
+) -> None:
+    settings, results, _ = finished
+    seed_0, seed_1, late, audio = trained.models
+    names = [str(seed_0.folder), f"runs:/{seed_1.run_id}", late.run_id, str(audio.folder / "model")]
+    names.append("models:/toy-model@challenger")  # seed_0 again: still one model
+    table = (trained.output / results.name / "cells.parquet").read_bytes()
+    lines: list[str] = []
+    again = robustness(settings.model_copy(update={"model": tuple(names)}), dry_run=False, report=lines.append)
+    assert again is not None
+    assert (again.name, again.run_id) == (results.name, results.run_id)
+    assert (trained.output / results.name / "cells.parquet").read_bytes() == table
+    assert trained.tracker.find("emolab.kind", "robustness") == [results.run_id]
+    assert not [line for line in lines if line.startswith("unit ")]
+    assert trained.tracker.client.get_run(results.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.ray
+def test_a_folder_and_a_name_belong_to_one_sweep_and_one_process(
+    finished: Finished, trained: Trained, one_line: Callable[..., None]
+) -> None:
+    settings, results, _ = finished
+    other = settings.model_copy(update={"name": results.name, "model": str(trained.models[0].folder)})
+    with pytest.raises(UserError) as error:
+        robustness(other, dry_run=False, report=no_report)
+    one_line(error, results.name, "choose another name")
+    with FileLock(trained.output / results.name / "sweep.lock"), pytest.raises(UserError) as error:
+        robustness(settings, dry_run=False, report=no_report)
+    one_line(error, results.name, "in use by another process")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_sweep_that_fails_is_one_line_and_its_run_is_closed(
+    ray_cluster: None,
+    make_dataset: Callable[..., tuple[Path, Manifest]],
+    trained: Trained,
+    tmp_path: Path,
+    one_line: Callable[..., None],
+) -> None:
+    data, manifest = make_dataset()
+    shard = data / manifest.split_shards("test")[0].path
+    shard.write_bytes(shard.read_bytes()[:-1])
+    settings = job_settings(
+        data, trained.output, write_suite(tmp_path), str(trained.models[0].folder), name="damaged", actors=1
+    )
+    with pytest.raises(UserError) as error:
+        robustness(settings, dry_run=False, report=no_report)
+    one_line(error, "test/", "damaged", "prepare it again")
+    known = json.loads((trained.output / "damaged" / "run.json").read_text())
+    assert trained.tracker.client.get_run(known["run_id"]).info.status == "KILLED"
+    assert not list((trained.output / "damaged" / "units").iterdir())
+    trained.tracker.client.delete_run(known["run_id"])
+
+
+def test_every_name_of_a_model_finds_the_same_weights(trained: Trained, tmp_path: Path) -> None:
+    seed_0 = trained.models[0]
+    names = [
+        str(seed_0.folder),
+        str(seed_0.folder / "model"),
+        seed_0.run_id,
+        f"runs:/{seed_0.run_id}",
+        "models:/toy-model@challenger",
+        "models:/toy-model/1",
+    ]
+    found = [model_folders(name, lambda: trained.tracker, tmp_path / "cache") for name in names]
+    assert {kept_model(folder).digest for (folder,) in found} == {kept_model(seed_0.folder / "model").digest}
+    below = model_folders(trained.comparison, lambda: trained.tracker, tmp_path / "cache")
+    assert [kept_model(folder).run_id for folder in below] == [model.run_id for model in trained.models]
+
+
+def test_a_damaged_copy_is_fetched_again(trained: Trained, tmp_path: Path) -> None:
+    name = trained.models[0].run_id
+    (folder,) = model_folders(name, lambda: trained.tracker, tmp_path / "cache")
+    digest = kept_model(folder).digest
+    (folder / "model.safetensors").write_bytes(b"half a file")
+    assert model_folders(name, lambda: trained.tracker, tmp_path / "cache") == [folder]
+    assert kept_model(folder).digest == digest
+
+
+def changed(data: Path, folder: Path, **changes: Any) -> Path:
+    """A manifest like the data set's but for some of its values; planning reads nothing else."""
+    values = json.loads((data / FILE_NAME).read_text()) | changes
+    folder.mkdir(parents=True)
+    (folder / FILE_NAME).write_text(json.dumps(values))
+    return folder
+
+
+def splits_of(data: Path, **changes: Any) -> dict[str, Any]:
+    splits = json.loads((data / FILE_NAME).read_text())["splits"]
+    return splits | {"test": splits["test"] | changes}
+
+
+Case = Callable[[Trained, Path], RobustnessSettings]
+
+
+def mistake(*, suite: dict[str, Any] | str = "paper", model: str | None = None, **options: Any) -> Case:
+    """A call with one thing wrong."""
+
+    def build(trained: Trained, folder: Path) -> RobustnessSettings:
+        name = suite if isinstance(suite, str) else write_suite(folder, suite)
+        models = (str(trained.models[0].folder),) if model is None else (model,) if model else ()
+        data = folder / options["data"] if "data" in options else trained.data
+        rest = {key: value for key, value in options.items() if key != "data"}
+        return job_settings(data, folder / "runs", name, *models, **rest)
+
+    return build
+
+
+def on_data(**changes: Callable[[Path], Any]) -> Case:
+    def build(trained: Trained, folder: Path) -> RobustnessSettings:
+        values = {key: make(trained.data) for key, make in changes.items()}
+        data = changed(trained.data, folder / "data", **values)
+        suite = write_suite(folder, {"name": "s", "sweeps": [{"corruption": "absent", "modalities": [["text"]]}]})
+        return job_settings(data, folder / "runs", suite, str(trained.models[0].folder))
+
+    return build
+
+
+def a_checkpoint_to_resume_from(trained: Trained, folder: Path) -> RobustnessSettings:
+    newest = max((trained.models[0].folder / "checkpoints").iterdir())
+    return job_settings(trained.data, folder / "runs", "paper", str(newest))
+
+
+MISTAKES: dict[str, tuple[Case, list[str]]] = {
+    "suite": (mistake(suite="papr"), ["'papr'", "did you mean 'paper'?"]),
+    "corruption": (
+        mistake(suite={"name": "s", "sweeps": [{"corruption": "gausian"}]}),
+        ["small suite.yaml", "'gausian'", "did you mean 'gaussian'?"],
+    ),
+    "severity": (
+        mistake(suite={"name": "s", "sweeps": [{"corruption": "gaussian", "levels": [7]}]}),
+        ["gaussian", "no severity 7", "0, 1, 2, 3, 4, 5"],
+    ),
+    "rate": (
+        mistake(suite={"name": "s", "sweeps": [{"corruption": "frame_missing", "levels": [1.5]}]}),
+        ["frame_missing", "no rate 1.5"],
+    ),
+    "modality": (
+        on_data(dimensions=lambda _: {"audio": 6, "visual": 4}),
+        ["'text'", "the data has audio, visual"],
+    ),
+    "dimensions": (on_data(dimensions=lambda _: {"audio": 7, "visual": 4, "text": 3}), ["'audio': 6", "'audio': 7"]),
+    "classes": (on_data(classes=lambda _: ["yes", "no"]), ["low, middle, high", "yes, no"]),
+    "empty split": (on_data(splits=lambda data: splits_of(data, sessions=0)), ["no labelled sessions", "test split"]),
+    "no labels": (on_data(splits=lambda data: splits_of(data, label_counts=[0, 0, 0])), ["no labelled sessions"]),
+    "one session": (on_data(splits=lambda data: splits_of(data, sessions=1)), ["one session", "two or more"]),
+    "no model": (mistake(model=""), ["no model was given", "--model"]),
+    "no folder": (mistake(model="nowhere/at-all"), ["'nowhere/at-all'", "run's folder"]),
+    "no run": (mistake(model="0" * 32), ["no run is recorded in", "runs"]),
+    "no version": (mistake(model="models:/nobody@champion"), ["no run is recorded in"]),
+    "checkpoint": (a_checkpoint_to_resume_from, ["epoch-", "give the run's folder"]),
+    "no data": (mistake(data="no-such-data"), ["no-such-data", "jobs/prepare.py"]),
+    "tracking": (mistake(tracking={"enabled": False}), ["tracking.enabled=true"]),
+    "name": (mistake(name="../elsewhere"), ["'../elsewhere'", "not allowed"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found_before_anything_is_written(
+    trained: Trained, tmp_path: Path, one_line: Callable[..., None], name: str
+) -> None:
+    build, parts = MISTAKES[name]
+    settings = build(trained, tmp_path)
+    with pytest.raises(UserError) as error:
+        robustness(settings, dry_run=False, report=no_report)
+    one_line(error, *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ("f" * 32, ["no run ffff"]),
+        ("runs:/" + "e" * 32, ["no run eeee"]),
+        ("models:/toy-model@champion", ["toy-model@champion"]),
+        ("models:/toy-model/9", ["toy-model/9"]),
+        ("models:/nobody/1", ["nobody/1"]),
+    ],
+)
+def test_names_that_the_tracker_does_not_know(
+    trained: Trained, tmp_path: Path, one_line: Callable[..., None], model: str, parts: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        model_folders(model, lambda: trained.tracker, tmp_path / "cache")
+    one_line(error, *parts)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_without_a_model_is_named(trained: Trained, tmp_path: Path, one_line: Callable[..., None]) -> None:
+    empty = trained.tracker.start("empty")
+    empty.finish()
+    with pytest.raises(UserError) as error:
+        model_folders(empty.run_id, lambda: trained.tracker, tmp_path / "cache")
+    one_line(error, empty.run_id, "holds no model")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_path: Path) -> None:
+    lines: list[str] = []
+    settings = job_settings(trained.data, tmp_path / "runs", "paper", str(trained.models[0].folder))
+    assert robustness(settings, dry_run=True, report=lines.append) is None
+    assert "1 models, 28 cells, 12 test sessions: 1 units of work" in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--suite", "papr"], "did you mean 'paper'?"),
+        (["--model", "nowhere", "--reference", "edu_emotionnett"], "did you mean 'edu_emotionnet'?"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_two(
+    toy_data: Path, tmp_path: Path, arguments: Sequence[str], part: str
+) -> None:
+    result = run("robustness", "--data", str(toy_data), "--model", "nowhere", *arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert part in line
+    assert not list(tmp_path.iterdir())
+
+
+# What the results say, against made-up counts: two sessions by two speakers, two classes.
+
+CURVES = {
+    "name": "s",
+    "seeds": [0, 1],
+    "sweeps": [
+        {"corruption": "frame_missing", "levels": [0.2, 0.6]},
+        {"corruption": "absent", "modalities": [["audio"]]},
+    ],
+    "grids": [{"instances": [{"corruption": "burst_missing", "levels": [0.5]}], "modalities": ["audio", "text"]}],
+}
+
+
+def counts_with_accuracy(share: float) -> np.ndarray:
+    """(2, 2, 2) of two sessions: each class 50 times a session, this share of both right, so macro-F1 is it too."""
+    right = round(50 * share)
+    session = np.array([[right, 50 - right], [50 - right, right]])
+    return np.stack([session, session])
+
+
+def made_up(cells: Sequence[Cell], score: Callable[[Cell], float]) -> Tally:
+    return Tally(
+        cells=tuple(cells),
+        session_ids=("s1", "s2"),
+        speaker_ids=("p1", "p2"),
+        confusion=np.stack([counts_with_accuracy(score(cell)) for cell in cells]),
+        calibration=np.ones((len(cells), 2, 15, 3)),
+        squared_error=np.full((len(cells), 2), 20.0),
+        weight=None,
+        engine="plain",
+    )
+
+
+def table_score(scores: dict[tuple[str, float], tuple[float, float]]) -> Callable[[Cell], float]:
+    """Score by (corruption, level) and corruption seed; 0.1 for cells of a grid, which no curve may contain."""
+    return lambda cell: scores[cell.corruption, cell.level][cell.seed] if "burst" not in cell.corruption else 0.1
+
+
+OURS = {
+    ("clean", 0.0): (0.9, 0.9),
+    ("frame_missing", 0.2): (0.88, 0.84),
+    ("frame_missing", 0.6): (0.7, 0.66),
+    ("absent", 1.0): (0.5, 0.5),
+}
+LATE = {
+    ("clean", 0.0): (0.8, 0.8),
+    ("frame_missing", 0.2): (0.7, 0.7),
+    ("frame_missing", 0.6): (0.6, 0.6),
+    ("absent", 1.0): (0.6, 0.6),
+}
+
+
+def made_up_results(toy_data: Path, *names: str, suite: dict[str, Any] = CURVES) -> RobustnessResults:
+    cells = expand(parse_suite(suite), ("audio", "visual", "text"))
+    groups = [
+        Group(
+            model=name,
+            regime="clean",
+            run_ids=["r"],
+            tallies=[made_up(cells, table_score(LATE if name == "late_fusion" else OURS))],
+            engine="plain",
+            agreement={},
+        )
+        for name in names
+    ]
+    return RobustnessResults(
+        name="made-up",
+        run_id="r",
+        manifest=read_manifest(toy_data),
+        split="test",
+        cells=cells,
+        reference="edu_emotionnet",
+        groups=groups,
+    )
+
+
+def test_the_summary_against_values_by_hand(toy_data: Path) -> None:
+    results = made_up_results(toy_data, "edu_emotionnet", "late_fusion")
+    ours = results.summary(results.groups[0])
+    # Seeds are averaged: 0.9 at 0, 0.86 at 0.2, 0.68 at 0.6.
+    area = (0.2 * (0.9 + 0.86) / 2 + 0.4 * (0.86 + 0.68) / 2) / 0.6
+    assert ours == pytest.approx(
+        {
+            "clean_accuracy": 0.9,
+            "clean_macro_f1": 0.9,
+            "clean_calibration_error": 0.0,
+            "clean_brier": 40.0 / 200,
+            "area_under_curve": area,
+            "largest_tolerated_rate": 0.2,
+            "effective_robustness": (0.86 - 0.8) + (0.68 - 0.7),
+            "mean_corruption_error": ((0.14 + 0.32) / (0.3 + 0.4) + 0.5 / 0.4) / 2,
+            "relative_mean_corruption_error": ((0.04 + 0.22) / (0.1 + 0.2) + 0.4 / 0.2) / 2,
+            "worst_speaker_macro_f1": 0.9,
+        }
+    )
+    assert results.worst_condition(results.groups[0]) == ("absent of audio", pytest.approx(0.5))
+    late = results.summary(results.groups[1])
+    assert late["effective_robustness"] == pytest.approx(0.0)
+    assert late["mean_corruption_error"] == late["relative_mean_corruption_error"] == pytest.approx(1.0)
+
+
+def test_what_needs_late_fusion_or_a_curve_is_absent_without_it(toy_data: Path) -> None:
+    alone = made_up_results(toy_data, "edu_emotionnet", "mult")
+    summary = alone.summary(alone.groups[0])
+    assert {"effective_robustness", "mean_corruption_error", "relative_mean_corruption_error"}.isdisjoint(summary)
+    assert "area_under_curve" in summary
+    flat = made_up_results(toy_data, "edu_emotionnet", suite={"name": "s", "grids": CURVES["grids"]})
+    assert flat.curves() == {}
+    assert flat.main_curve() is None
+    assert flat.worst_condition(flat.groups[0]) is None
+    assert "area_under_curve" not in flat.summary(flat.groups[0])
+    assert not next(flat.lines()).endswith("nan")
+    assert b"Summary" in robustness_page(flat)
+
+
+def test_relative_errors_are_undefined_where_late_fusion_loses_nothing(toy_data: Path) -> None:
+    results = made_up_results(toy_data, "edu_emotionnet", "late_fusion")
+    unmoved = made_up(results.cells, lambda _: 0.8)
+    results = replace(results, groups=[results.groups[0], replace(results.groups[1], tallies=[unmoved])])
+    summary = results.summary(results.groups[0])
+    assert np.isnan(summary["relative_mean_corruption_error"])
+    assert np.isfinite(summary["mean_corruption_error"])
+
+
+def test_curves_begin_with_the_clean_cell_and_leave_grids_out(toy_data: Path) -> None:
+    results = made_up_results(toy_data, "edu_emotionnet")
+    ids = {
+        key: {level: [results.cells[i].id for i in cells] for level, cells in levels.items()}
+        for key, levels in results.curves().items()
+    }
+    everything = ("audio", "visual", "text")
+    assert ids == {
+        ("frame_missing", everything): {
+            0.0: ["clean"],
+            0.2: [f"frame_missing-0.2.audio-visual-text.seed{seed}" for seed in (0, 1)],
+            0.6: [f"frame_missing-0.6.audio-visual-text.seed{seed}" for seed in (0, 1)],
+        },
+        ("absent", ("audio",)): {0.0: ["clean"], 1.0: ["absent-1.audio.seed0"]},
+    }
+    assert [list(levels) for levels in results.curves().values()] == [[0.0, 0.2, 0.6], [0.0, 1.0]]
+    assert len(results.cells) == 1 + 4 + 1 + 2 * 3
+
+
+def test_the_main_curve_does_not_hang_on_the_order_of_the_manifest(toy_data: Path) -> None:
+    results = made_up_results(toy_data, "edu_emotionnet")
+    backwards = dict(reversed(results.manifest.dimensions.items()))
+    results = replace(results, manifest=results.manifest.model_copy(update={"dimensions": backwards}))
+    main = results.main_curve()
+    assert main is not None
+    assert main[0] == ("frame_missing", ("audio", "visual", "text"))
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(("edu_emotionnet", "mult"), True), (("edu_emotionnet",), False), (("mult", "late_fusion"), False)],
+)
+def test_the_page_compares_only_where_there_is_something_to_compare(
+    toy_data: Path, names: tuple[str, ...], shown: bool
+) -> None:
+    page = robustness_page(made_up_results(toy_data, *names)).decode()
+    assert ("against the others" in page) == shown
+
+
+def described(name: str, seed: int, **training: Any) -> KeptModel:
+    settings = {"model.name": name, "model.d_model": 16, "training.modality_dropout": 0.0, "data": "d"}
+    return KeptModel(folder=Path(), digest=f"{name}{seed}", run_id=f"{name}{seed}", settings=settings | training)
+
+
+def test_models_that_differ_in_more_than_their_seed_are_told_apart(toy_data: Path) -> None:
+    models = [
+        described("edu_emotionnet", 0),
+        described("edu_emotionnet", 1),
+        described("edu_emotionnet", 2, **{"model.d_model": 32}),
+        described("edu_emotionnet", 3, **{"training.modality_dropout": 0.5}),
+        described("mult", 0),
+    ]
+    tally = made_up_results(toy_data, "mult").groups[0].tallies[0]
+    agreement = [{"audio": 0.25}, {"audio": 0.75}, {}, {}, {}]
+    groups = grouped(models, [tally] * 5, agreement)
+    assert {group.label: list(group.run_ids) for group in groups} == {
+        "edu_emotionnet (d_model=16), clean": ["edu_emotionnet0", "edu_emotionnet1"],
+        "edu_emotionnet (d_model=32), clean": ["edu_emotionnet2"],
+        "edu_emotionnet, modality dropout": ["edu_emotionnet3"],
+        "mult, clean": ["mult0"],
+    }
+    assert groups[0].agreement == {"audio": 0.5}
+    assert len({group.slug for group in groups}) == 4
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", groups[0].slug)
