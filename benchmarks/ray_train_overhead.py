@@ -61,7 +61,9 @@ def torchrun_worker(data: Path, folder: Path, epochs: int) -> None:
     workers = Workers(rank=torch.distributed.get_rank(), count=torch.distributed.get_world_size())
     checkpoints = CheckpointFolder(folder / "checkpoints")
     wrapped = DistributedDataParallel(model)
-    run_to_end(fit(model, wrapped, sessions, settings.training, workers=workers, checkpoints=checkpoints), lambda _: None)
+    run_to_end(
+        fit(model, wrapped, sessions, settings.training, workers=workers, checkpoints=checkpoints), lambda _: None
+    )
     torch.distributed.destroy_process_group()
 
 

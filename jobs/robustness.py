@@ -1,8 +1,8 @@
 """Evaluate trained models under missing and noisy modalities.
 
-    python jobs/robustness.py --model models:/edu-emotionnet@challenger --suite paper
-    python jobs/robustness.py --model runs/my-run --suite standard --data data/edusim-small
-    python jobs/robustness.py --model "[COMPARISON_RUN_ID, runs:/OTHER_ID]" --suite paper
+python jobs/robustness.py --model models:/edu-emotionnet@challenger --suite paper
+python jobs/robustness.py --model runs/my-run --suite standard --data data/edusim-small
+python jobs/robustness.py --model "[COMPARISON_RUN_ID, runs:/OTHER_ID]" --suite paper
 """
 
 import sys

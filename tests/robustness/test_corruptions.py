@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from emolab.names import UserError
 from emolab.robustness.corruptions.catalog import corruption, corruptions, register
 from emolab.robustness.corruptions.observed import Surroundings, Variant, choose_donor, corrupt
+from emolab.robustness.corruptions.runs import two_runs
+from emolab.robustness.corruptions.streams import Stream
 
 FEATURE_LEVEL = [row for row in corruptions().values() if row.stage == "features"]
 NAMES = [row.name for row in FEATURE_LEVEL]
@@ -196,6 +199,15 @@ def test_bursts_are_contiguous_and_exact(session, steps, rate, seed):
     assert gone.sum() == round(rate * steps)
     for half in (gone[: steps // 2], gone[steps // 2 :]):
         assert np.count_nonzero(np.diff(np.concatenate([[0], half.astype(int), [0]]))) <= 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(2, 60), seed=st.integers(0, 20))
+def test_a_burst_grows_in_place(steps, seed):
+    stream = Stream(session_id="s", modality="audio", corruption="burst_missing", seed=seed)
+    masks = [two_runs(steps, rate / 60, stream) for rate in range(61)]
+    assert not any((fewer & ~more).any() for fewer, more in itertools.pairwise(masks))
+    assert not masks[0].any() and masks[-1].all()
 
 
 def test_frozen_burst_repeats_the_last_value_and_passes_for_present(session):

@@ -13,28 +13,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import REPOSITORY
 from tests.training.test_loop import settings_for
+from torch import nn
 
+from edu_emotionnet.batch import Predictions, SessionBatch
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
-from emolab.robustness.records import read_tally, write_agreement, write_tally
+from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.sweep import (
     SweepPlan,
-    confidence_agreement,
+    agreement,
     plan_sweep,
+    read_agreements,
     read_sweep,
     run_sweep,
     surroundings_of,
 )
 from emolab.robustness.tally import Tally, evaluate_sessions
-from emolab.sessions.loading import load_split
-from emolab.sessions.manifest import read_manifest
+from emolab.sessions.loading import Block, SessionStore, load_split
+from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.schema import Session, arrow_schema, to_row
 from emolab.training.train import load_model, train
 
 SUITE = {
@@ -183,9 +189,10 @@ def test_a_killed_sweep_goes_on_where_it_was_and_damaged_units_are_done_again(
     left = contents(folder)
     assert 2 <= len(left) < len(plan.units)
     assert left.items() <= contents(unbroken).items()  # what is there is whole
-    damaged, cut = sorted(left)[:2]
+    damaged, cut = sorted(name for name in left if name.endswith(".parquet"))[:2]
     content = left[damaged]
-    (folder / damaged).write_bytes(content[:400] + bytes([content[400] ^ 255]) + content[401:])
+    half = len(content) // 2
+    (folder / damaged).write_bytes(content[:half] + bytes(200) + content[half + 200 :])
     (folder / cut).write_bytes(left[cut][:-30])
     lines: list[str] = []
     assert run_sweep(plan, folder, report=lines.append, actors=1) == len(plan.units) - len(left) + 2
@@ -194,13 +201,14 @@ def test_a_killed_sweep_goes_on_where_it_was_and_damaged_units_are_done_again(
     assert contents(folder) == contents(unbroken)
     assert run_sweep(plan, folder, report=no_report) == 0
     same(read_sweep(plan, folder), read_sweep(plan, unbroken))
+    assert read_agreements(plan, folder) == [{}, {}]  # the toy corpus does not know the quality
 
 
 def test_the_plan_knows_everything_that_decides_a_unit(
     plan: SweepPlan, models: list[Path], toy_data: Path, cells: list[Cell]
 ) -> None:
-    files = {unit.file for unit in plan.units}
-    assert len(files) == len(plan.units)
+    assert len({unit.file for unit in plan.units}) == len(plan.units)
+    files = {unit.file for unit in plan.units if unit.cells}
     assert [u.file for u in plan_sweep(models, toy_data, "test", cells, **SIZES).units] == [u.file for u in plan.units]
     others = [
         plan_sweep(models, toy_data, "validation", cells, **SIZES),
@@ -209,7 +217,7 @@ def test_the_plan_knows_everything_that_decides_a_unit(
         plan_sweep(models, toy_data, "test", [replace(c, seed=c.seed + 1) for c in cells], **SIZES),
     ]
     for other in others:
-        assert not files & {unit.file for unit in other.units}
+        assert not files & {unit.file for unit in other.units if unit.cells}
 
 
 @given(sessions=st.integers(1, 40), some=st.integers(1, 60))
@@ -219,6 +227,7 @@ def test_units_cover_every_session_and_cell_once(
 ) -> None:
     plan = plan_sweep(models[:1], toy_data, "test", cells, sessions_per_unit=sessions, cells_per_unit=some)
     covered = [(s, c) for unit in plan.units for s in unit.sessions for c in unit.cells]
+    assert sum(not unit.cells for unit in plan.units) == 1  # the model's confidence
     count = read_manifest(toy_data).splits["test"].sessions
     assert sorted(covered) == [(s, c) for s in range(count) for c in range(len(cells))]
 
@@ -273,15 +282,56 @@ def test_a_damaged_record_is_refused_or_harmless(
         np.testing.assert_array_equal(again.calibration, tally.calibration)
 
 
-def test_agreement_is_measured_once_and_undefined_values_survive(
-    ray_cluster: None, plan: SweepPlan, tmp_path: Path
-) -> None:
-    one = replace(plan, models=plan.models[:1])
-    assert confidence_agreement(one, tmp_path) == [{}]  # the toy corpus does not know the quality
-    (file,) = tmp_path.iterdir()
-    write_agreement(file, {"audio": 0.25, "text": float("nan")})
-    (found,) = confidence_agreement(one, tmp_path)
+def test_undefined_agreement_survives_and_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    write_agreement(tmp_path / "a.json", {"audio": 0.25, "text": float("nan")})
+    found = read_agreement(tmp_path / "a.json")
     assert found["audio"] == 0.25
     assert np.isnan(found["text"])
-    file.write_text("{")
-    assert confidence_agreement(one, tmp_path) == [{}]
+    (tmp_path / "a.json").write_text("{")
+    for name in ("a.json", "missing.json"):
+        with pytest.raises(UserError, match=f"{name} is no result of this sweep"):
+            read_agreement(tmp_path / name)
+
+
+class FirstFeatures(nn.Module):
+    """Weighs every modality by its first feature."""
+
+    def forward(self, batch: SessionBatch) -> Predictions:
+        firsts = [batch.features[name][..., 0] for name in batch.modalities]
+        return Predictions(log_probabilities=torch.zeros(*firsts[0].shape, 3), confidence=torch.stack(firsts, dim=-1))
+
+
+def store_with_quality(manifest: Manifest, *, known: bool) -> SessionStore:
+    """Audio shows its quality, visual its opposite, text nothing; where a modality is absent it shows nonsense."""
+    rows = []
+    for number, steps in enumerate((3, 8, 5)):
+        generator = np.random.default_rng(number)
+        quality = {name: generator.random(steps).astype(np.float32) for name in manifest.dimensions}
+        present = {name: generator.random(steps) > 0.3 for name in manifest.dimensions}
+        firsts = {"audio": quality["audio"], "visual": -quality["visual"], "text": np.ones(steps, np.float32)}
+        features = {
+            name: np.repeat(np.where(present[name], firsts[name], -9.0)[:, None], width, axis=1).astype(np.float32)
+            for name, width in manifest.dimensions.items()
+        }
+        session = Session(
+            session_id=f"s{number}",
+            speaker_id="p",
+            corpus="toy",
+            step_seconds=1.0,
+            features=features,
+            present=present,
+            labels=np.zeros(steps, np.int64),
+            quality=quality if known else {},
+        )
+        rows.append(to_row(session))
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(manifest.dimensions, quality=known))
+    return SessionStore([Block.from_table(table)])
+
+
+def test_agreement_is_over_observed_steps_and_empty_where_the_quality_is_unknown(toy_data: Path) -> None:
+    manifest = read_manifest(toy_data)
+    measured = agreement(FirstFeatures(), store_with_quality(manifest, known=True), manifest)
+    assert measured["audio"] == pytest.approx(1.0)
+    assert measured["visual"] == pytest.approx(-1.0)
+    assert np.isnan(measured["text"])
+    assert agreement(FirstFeatures(), store_with_quality(manifest, known=False), manifest) == {}

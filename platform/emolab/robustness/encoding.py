@@ -49,8 +49,8 @@ class _Tokens:
 def encode_into(h: Tensor, places: Sequence[int], encoder: ModalityEncoder, features: Tensor, present: Tensor) -> None:
     """Encode variants of one feature tensor: features (B, T, D), present (V, B, T) -> h[places], (V, B, T, d)."""
     blocks = causal_blocks(encoder)
-    observed = present.any(dim=0)[..., None]
-    projected = encoder.project(encoder.standardise(features).masked_fill(~observed, 0.0))
+    # Hidden values may be anything, NaN too: each stays in its own row, and the row is not selected below.
+    projected = encoder.project(encoder.standardise(features))
     positions = sinusoidal_positions(projected.shape[1], projected.shape[2], projected.device)
     clean = _Tokens.of(projected + positions, blocks[0])
     absent = _Tokens.of((encoder.absent + positions)[None], blocks[0])

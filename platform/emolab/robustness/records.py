@@ -75,13 +75,17 @@ def write_agreement(path: Path, agreement: Mapping[str, float]) -> None:
     write_atomically(path, canonical_json(values).encode())
 
 
-def read_agreement(path: Path) -> dict[str, float] | None:
-    """What ``write_agreement`` wrote; None where there is nothing that can be read."""
+def read_agreement(path: Path) -> dict[str, float]:
+    """What ``write_agreement`` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         values = json.loads(path.read_bytes())
         return {str(name): math.nan if value is None else float(value) for name, value in values.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is no result of this sweep ({error})") from None
 
 
 def _rows(values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:

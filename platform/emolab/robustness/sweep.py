@@ -47,6 +47,7 @@ class Unit:
     """Position among the models."""
     sessions: range
     cells: range
+    """Empty for the one unit of a model that measures how its confidence agrees with the true quality."""
     file: str
 
 
@@ -90,6 +91,8 @@ def plan_sweep(
                 some = range(start, min(start + cells_per_unit, len(cells)))
                 content = [*evaluated, repr(sessions), *(repr(cells[i]) for i in some)]
                 units.append(Unit(model=number, sessions=sessions, cells=some, file=f"{_name(content)}.parquet"))
+        everything = range(summary.sessions)
+        units.append(Unit(model=number, sessions=everything, cells=range(0), file=f"{_name(evaluated)}.json"))
     return SweepPlan(models=tuple(models), data=data, split=split, cells=tuple(cells), units=tuple(units))
 
 
@@ -133,7 +136,10 @@ def _usable(unit: Unit, plan: SweepPlan, folder: Path, report: Callable[[str], N
     if not (folder / unit.file).exists():
         return False
     try:
-        _read(unit, plan, folder)
+        if unit.cells:
+            _read(unit, plan, folder)
+        else:
+            read_agreement(folder / unit.file)
     except UserError as error:
         report(f"{error}; it is computed again")
         return False
@@ -155,7 +161,7 @@ def _completed(evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan
         ray.get(ready)
         if waiting:
             unit = waiting.pop()
-            work = evaluator.evaluate.remote(unit, plan.models[unit.model], [plan.cells[i] for i in unit.cells])
+            work = evaluator.work.remote(unit, plan.models[unit.model], [plan.cells[i] for i in unit.cells])
             running[work] = (evaluator, True)
             working += 1
         if was_unit:
@@ -181,10 +187,19 @@ def read_sweep(plan: SweepPlan, folder: Path) -> list[Tally]:
     for number in range(len(plan.models)):
         parts: dict[range, list[Tally]] = {}
         for unit in plan.units:
-            if unit.model == number:
+            if unit.model == number and unit.cells:
                 parts.setdefault(unit.cells, []).append(_read(unit, plan, folder))
         tallies.append(_stacked([joined(tallies_of_cells) for tallies_of_cells in parts.values()]))
     return tallies
+
+
+def read_agreements(plan: SweepPlan, folder: Path) -> list[dict[str, float]]:
+    """What ``agreement`` measured, per model.
+
+    Raises:
+        UserError: a unit is missing or damaged.
+    """
+    return [read_agreement(folder / unit.file) for unit in plan.units if not unit.cells]
 
 
 @ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)
@@ -198,10 +213,13 @@ class Evaluator:
         self.surroundings = surroundings_of(self.store, self.manifest)
         self.model: tuple[Path, nn.Module] | None = None
 
-    def evaluate(self, unit: Unit, model: Path, cells: Sequence[Cell]) -> None:
+    def work(self, unit: Unit, model: Path, cells: Sequence[Cell]) -> None:
         """Compute a unit and write its file."""
         if self.model is None or self.model[0] != model:  # units come model by model
             self.model = (model, load_model(model)[0])
+        if not cells:
+            write_agreement(self.folder / unit.file, agreement(self.model[1], self.store, self.manifest))
+            return
         sessions = [self.store.session(index, self.manifest) for index in unit.sessions]
         batches = [
             sessions[first : first + SESSIONS_PER_BATCH] for first in range(0, len(sessions), SESSIONS_PER_BATCH)
@@ -220,41 +238,15 @@ def surroundings_of(store: SessionStore, manifest: Manifest) -> Surroundings:
     )
 
 
-def confidence_agreement(plan: SweepPlan, folder: Path) -> list[dict[str, float]]:
-    """For every model, modality -> Spearman correlation of its weight with its true quality, over the clean steps
-    at which it was observed; empty where the model has no weights or the corpus does not know the quality.
-
-    Kept in the folder, so that a finished sweep reads no session again; Ray must be connected.
-
-    Raises:
-        UserError: as ``run_sweep``.
-    """
-    digest = read_manifest(plan.data).digest
-    paths = [folder / f"{_name([_digest(model), digest, plan.split])}.json" for model in plan.models]
-    known = [read_agreement(path) for path in paths]
-    missing = [number for number, found in enumerate(known) if found is None]
-    try:
-        new = ray.get([_agreement.remote(plan.models[number], plan.data, plan.split) for number in missing])
-    except RayError as error:
-        raise _explained(error) from None
-    for number, found in zip(missing, new, strict=True):
-        write_agreement(paths[number], found)
-        known[number] = found
-    return [found or {} for found in known]
-
-
-@ray.remote(num_cpus=1)
-def _agreement(folder: Path, data: Path, split: Split) -> dict[str, float]:
-    torch.set_num_threads(1)
-    model, _ = load_model(folder)
-    manifest = read_manifest(data)
-    store = load_split(data, manifest, split)
+@torch.no_grad()
+def agreement(model: nn.Module, store: SessionStore, manifest: Manifest) -> dict[str, float]:
+    """Modality -> Spearman correlation of its weight with its true quality, over the clean steps at which it was
+    observed; empty where the model has no weights or the corpus does not know the quality."""
     weights: dict[str, list[Any]] = {name: [] for name in manifest.dimensions}
     qualities: dict[str, list[Any]] = {name: [] for name in manifest.dimensions}
     for index in range(len(store)):
         session = store.session(index, manifest)
-        with torch.no_grad():
-            confidence = model(store.batch([index])).confidence
+        confidence = model(store.batch([index])).confidence
         if confidence is None or not session.quality:
             return {}
         for column, name in enumerate(session.features):

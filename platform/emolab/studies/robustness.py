@@ -29,7 +29,7 @@ from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
 from emolab.robustness.suites import expand, load_suite
-from emolab.robustness.sweep import SweepPlan, confidence_agreement, plan_sweep, read_sweep, run_sweep
+from emolab.robustness.sweep import SweepPlan, plan_sweep, read_agreements, read_sweep, run_sweep
 from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
@@ -84,7 +84,7 @@ def robustness(
         UserError: anything the user can mend, before any computation where it can be known.
     """
     prepared = _prepare(settings)
-    plan = prepared.plan
+    plan, units = prepared.plan, prepared.folder / "units"
     report(
         f"{len(plan.models)} models, {len(plan.cells)} cells, {prepared.manifest.splits[plan.split].sessions} "
         f"{plan.split} sessions: {len(plan.units)} units of work in {prepared.folder}"
@@ -95,8 +95,7 @@ def robustness(
         tracker = _tracker(settings)
         run = _run(settings, prepared, tracker)
         try:
-            run_sweep(plan, prepared.folder / "units", report=report, actors=settings.actors)
-            agreement = confidence_agreement(plan, prepared.folder / "units")
+            run_sweep(plan, units, report=report, actors=settings.actors)
             results = RobustnessResults(
                 name=prepared.folder.name,
                 run_id=run.run_id,
@@ -104,7 +103,7 @@ def robustness(
                 split=settings.split,
                 cells=plan.cells,
                 reference=settings.reference,
-                groups=grouped(prepared.models, read_sweep(plan, prepared.folder / "units"), agreement),
+                groups=grouped(prepared.models, read_sweep(plan, units), read_agreements(plan, units)),
             )
             _conclude(results, prepared.folder, run, tracker, report)
         except BaseException:

@@ -1,0 +1,264 @@
+"""A robustness sweep of 1,000 cells against one Ray Tune trial per cell, on the same model and sessions.
+
+    python benchmarks/cold_trials.py            # some minutes
+    python benchmarks/cold_trials.py --quick    # about a minute: a smaller grid, fewer sessions and trials
+
+Variants: `sweep`, plan_sweep, run_sweep and read_sweep with one evaluator whose start is part of the time;
+`cold`, the textbook way, a Tune trial per cell, each in a fresh process that imports torch, loads data and model
+and evaluates its cell; `warm`, the fast way Tune offers, trials that reuse one process with its data and model.
+
+The sweep evaluates every cell. Cold and warm trials are timed on a few cells; their totals over all cells are
+**extrapolated** from the mean per cell, and marked so in the output. Wall time, one CPU and one thread for every
+variant, interleaved A B C C B A. Before anything is timed, the sweep and a trial's own evaluation must give
+identical confusion counts on those cells, and every trial is held to the same counts. Makes its own data set
+(EduSim) and model in a temporary folder, and a local Ray of its own. Writes JSON with versions and hardware, by
+default benchmarks/results/cold_trials.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a loopback cluster of this process alone
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import tune
+
+from emolab.cluster import ClusterSettings, connected
+from emolab.corpora.edusim import EduSim
+from emolab.robustness.cells import Cell
+from emolab.robustness.suites import expand, parse_suite
+from emolab.robustness.sweep import plan_sweep, read_sweep, run_sweep, surroundings_of
+from emolab.robustness.tally import Tally, evaluate_sessions
+from emolab.sessions.loading import load_split
+from emolab.sessions.manifest import read_manifest
+from emolab.sessions.preparation import prepare
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import load_model, train
+
+TARGET = 100.0
+"""Ratio claimed over cold trials at 1,000 cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Sizes of the experiment."""
+
+    rates: int
+    """Missing rates per modality, 0 included: rates ** 3 cells."""
+    sessions: int
+    """Of the data set; a tenth of its speakers are for validation, which is what is evaluated."""
+    cold_trials: int
+    warm_trials: int
+    rounds: int
+    """Each times every variant twice."""
+
+
+FULL = Case(rates=10, sessions=400, cold_trials=3, warm_trials=8, rounds=1)
+QUICK = Case(rates=4, sessions=60, cold_trials=1, warm_trials=2, rounds=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Where the model and the data lie, and the cells."""
+
+    model: Path
+    data: Path
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a process needs to evaluate cells one at a time."""
+
+    problem: Problem
+    model: torch.nn.Module
+    sessions: Sequence[Any]
+    surroundings: Any
+
+    def counts(self, cell: int) -> list[Any]:
+        """Confusion counts of one cell, (N, K, K), by one forward pass of the model."""
+        cells = [self.problem.cells[cell]]
+        tally = evaluate_sessions(self.model, [self.sessions], cells, surroundings=self.surroundings, engine="plain")
+        return tally.confusion[0].tolist()
+
+
+def load(problem: Problem) -> Loaded:
+    torch.set_num_threads(1)
+    manifest = read_manifest(problem.data)
+    store = load_split(problem.data, manifest, "validation")
+    return Loaded(
+        problem=problem,
+        model=load_model(problem.model)[0],
+        sessions=[store.session(index, manifest) for index in range(len(store))],
+        surroundings=surroundings_of(store, manifest),
+    )
+
+
+class Trial(tune.Trainable):
+    """One cell per trial; only a reused actor is ever reset."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.loaded, self.cell = load(config["problem"]), config["cell"]
+
+    def step(self) -> dict[str, Any]:
+        return {"counts": self.loaded.counts(self.cell), "cell": self.cell, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cell = new_config["cell"]
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        del checkpoint_dir
+
+
+def by_trials(problem: Problem, cells: Sequence[int], folder: Path, *, reuse: bool) -> dict[int, list[Any]]:
+    """Cell -> confusion counts, one Tune trial each, one at a time."""
+    results = tune.Tuner(
+        tune.with_resources(Trial, {"cpu": 1}),
+        param_space={"problem": problem, "cell": tune.grid_search(list(cells))},
+        tune_config=tune.TuneConfig(reuse_actors=reuse, max_concurrent_trials=1),
+        run_config=tune.RunConfig(storage_path=str(folder), name=f"trials-{time.monotonic_ns()}", verbose=0),
+    ).fit()
+    metrics = [result.metrics or {} for result in results]
+    return {found["cell"]: found["counts"] for found in metrics}
+
+
+def by_sweep(problem: Problem, folder: Path) -> Tally:
+    """All cells, from nothing to the table."""
+    plan = plan_sweep([problem.model], problem.data, "validation", problem.cells)
+    units = folder / f"sweep-{time.monotonic_ns()}"
+    assert run_sweep(plan, units, report=lambda _: None, actors=1) == len(plan.units)
+    return read_sweep(plan, units)[0]
+
+
+def make_problem(case: Case, folder: Path) -> Problem:
+    """EduSim, a model of width 64 after two epochs, and a joint grid of missing rates."""
+    data = folder / "data"
+    prepare(EduSim(sessions=case.sessions, speakers=20), data, seed=0, shard_sessions=64, report=lambda _: None)
+    settings = TrainSettings.model_validate(
+        {
+            "data": str(data),
+            "output": str(folder / "runs"),
+            "model": {"d_model": 64, "layers": 2, "heads": 4, "dropout": 0.1},
+            "training": {"epochs": 2, "batch_size": 32, "learning_rate": 2e-3, "warmup_epochs": 0},
+            "tracking": {"enabled": False},
+        }
+    )
+    rates = [round(index * 0.9 / (case.rates - 1), 3) for index in range(1, case.rates)]
+    suite = {"name": "grid", "grids": [{"instances": [{"corruption": "frame_missing", "levels": rates}]}]}
+    cells = expand(parse_suite(suite), [*read_manifest(data).dimensions])
+    return Problem(model=train(settings).folder / "model", data=data, cells=tuple(cells))
+
+
+def spread(count: int, some: int) -> list[int]:
+    """``some`` positions all over ``count``."""
+    return [round(place) for place in np.linspace(0, count - 1, some)]
+
+
+def assert_same(found: dict[int, list[Any]], expected: NDArray[np.int64]) -> None:
+    for cell, counts in found.items():
+        np.testing.assert_array_equal(np.array(counts), expected[cell], err_msg=f"cell {cell}")
+
+
+def measure(case: Case, problem: Problem, folder: Path) -> dict[str, Any]:
+    cells = len(problem.cells)
+    cold, warm = spread(cells, 2 * case.rounds * case.cold_trials), spread(cells, case.warm_trials)
+    expected = by_sweep(problem, folder).confusion  # the warm-up
+    loaded = load(problem)
+    assert_same({cell: loaded.counts(cell) for cell in {*cold, *warm}}, expected)
+    batches = iter([cold[first :: 2 * case.rounds] for first in range(2 * case.rounds)])
+    variants: dict[str, tuple[int, Callable[[], dict[int, list[Any]]]]] = {
+        "cold": (case.cold_trials, lambda: by_trials(problem, next(batches), folder, reuse=False)),
+        "warm": (case.warm_trials, lambda: by_trials(problem, warm, folder, reuse=True)),
+        "sweep": (cells, lambda: dict(enumerate(by_sweep(problem, folder).confusion.tolist()))),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(case.rounds):
+        for name in (*variants, *reversed(variants)):
+            evaluated, evaluate = variants[name]
+            start = time.perf_counter()
+            found = evaluate()
+            seconds[name].append((time.perf_counter() - start) / evaluated)
+            assert len(found) == evaluated
+            assert_same(found, expected)
+    return report(case, cells, len(loaded.sessions), seconds)
+
+
+def report(case: Case, cells: int, sessions: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    means = {name: statistics.mean(values) for name, values in seconds.items()}
+    evaluated = {"cold": case.cold_trials, "warm": case.warm_trials, "sweep": cells}
+    return {
+        **asdict(case),
+        "cells": cells,
+        "evaluated_sessions": sessions,
+        "variants": {
+            name: {
+                "cells_evaluated": evaluated[name] * len(values),
+                "seconds_per_cell_mean": means[name],
+                "seconds_per_cell_min": min(values),
+                "seconds_for_all_cells": means[name] * cells,
+                "all_cells": "measured" if name == "sweep" else "extrapolated from the mean per cell",
+            }
+            for name, values in seconds.items()
+        },
+        "ratio_per_cell": {name: means[name] / means["sweep"] for name in ("cold", "warm")},
+        "ratio_per_cell_of_best": {name: min(seconds[name]) / min(seconds["sweep"]) for name in ("cold", "warm")},
+        "target": TARGET,
+        "met": cells >= 1000 and means["cold"] / means["sweep"] >= TARGET,
+    }
+
+
+def environment() -> dict[str, object]:
+    cpu = Path("/proc/cpuinfo")
+    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "processor": models[0].split(":", 1)[1].strip() if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "cpus_used": 1,
+        "load_average": os.getloadavg(),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time a robustness sweep against one Ray Tune trial per cell.")
+    parser.add_argument("--quick", action="store_true", help="a smaller grid, fewer sessions and trials")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cold_trials.json")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="cold-") as name:
+        os.environ["RAY_TMPDIR"] = name
+        with connected(ClusterSettings(address="local", cpus=1)):
+            folder = Path(name)
+            case = QUICK if options.quick else FULL
+            result = measure(case, make_problem(case, folder), folder)
+    for variant, found in result["variants"].items():
+        total, how = found["seconds_for_all_cells"], found["all_cells"]
+        print(f"{variant}: {found['seconds_per_cell_mean']:.4f} s a cell, {total:.0f} s for all ({how})", flush=True)
+    ratios = ", ".join(f"{ratio:.0f}x over {name} trials" for name, ratio in result["ratio_per_cell"].items())
+    print(
+        f"{result['cells']} cells, {result['evaluated_sessions']} sessions: {ratios} (target {TARGET:.0f}x over cold)"
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    record = {"quick": options.quick, "environment": environment(), "result": result}
+    options.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
