@@ -23,6 +23,8 @@ from pathlib import Path
 import ray
 import torch
 import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
 from emolab.checkpoint import CheckpointFolder
 from emolab.cluster import ClusterSettings, connected
 from emolab.sessions.preparation import PrepareSettings, prepare
@@ -31,7 +33,6 @@ from emolab.training.distributed import fit_distributed
 from emolab.training.loop import fit, run_to_end
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
-from torch.nn.parallel import DistributedDataParallel
 
 WORKERS = 2
 CURVE_TOLERANCE = 1e-6
