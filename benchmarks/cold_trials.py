@@ -5,7 +5,8 @@
 
 Variants: `sweep`, plan_sweep, run_sweep and read_sweep with one evaluator whose start is part of the time;
 `cold`, the textbook way, a Tune trial per cell, each in a fresh process that imports torch, loads data and model
-and evaluates its cell; `warm`, the fast way Tune offers, trials that reuse one process with its data and model.
+and evaluates its cell; `warm`, the fast way Tune offers, trials that reuse one process with its data and model:
+the time of a further trial, without the start of the process.
 
 The sweep evaluates every cell. Cold and warm trials are timed on a few cells; their totals over all cells are
 **extrapolated** from the mean per cell, and marked so in the output. Wall time, one CPU and one thread for every
@@ -31,6 +32,7 @@ from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a loopback cluster of this process alone
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's tables
 
 import numpy as np
 import ray
@@ -68,8 +70,8 @@ class Case:
     """Each times every variant twice."""
 
 
-FULL = Case(rates=10, sessions=400, cold_trials=3, warm_trials=8, rounds=1)
-QUICK = Case(rates=4, sessions=60, cold_trials=1, warm_trials=2, rounds=1)
+FULL = Case(rates=10, sessions=400, cold_trials=3, warm_trials=11, rounds=1)
+QUICK = Case(rates=4, sessions=60, cold_trials=1, warm_trials=3, rounds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,8 @@ class Trial(tune.Trainable):
         self.loaded, self.cell = load(config["problem"]), config["cell"]
 
     def step(self) -> dict[str, Any]:
-        return {"counts": self.loaded.counts(self.cell), "cell": self.cell, "done": True}
+        counts = self.loaded.counts(self.cell)
+        return {"counts": counts, "cell": self.cell, "ended": time.time(), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cell = new_config["cell"]
@@ -126,16 +129,15 @@ class Trial(tune.Trainable):
         del checkpoint_dir
 
 
-def by_trials(problem: Problem, cells: Sequence[int], folder: Path, *, reuse: bool) -> dict[int, list[Any]]:
-    """Cell -> confusion counts, one Tune trial each, one at a time."""
+def by_trials(problem: Problem, cells: Sequence[int], folder: Path, *, reuse: bool) -> list[dict[str, Any]]:
+    """What each trial reported, one Tune trial a cell, one at a time; in the order in which they ended."""
     results = tune.Tuner(
         tune.with_resources(Trial, {"cpu": 1}),
         param_space={"problem": problem, "cell": tune.grid_search(list(cells))},
         tune_config=tune.TuneConfig(reuse_actors=reuse, max_concurrent_trials=1),
         run_config=tune.RunConfig(storage_path=str(folder), name=f"trials-{time.monotonic_ns()}", verbose=0),
     ).fit()
-    metrics = [result.metrics or {} for result in results]
-    return {found["cell"]: found["counts"] for found in metrics}
+    return sorted((result.metrics or {} for result in results), key=lambda metrics: metrics["ended"])
 
 
 def by_sweep(problem: Problem, folder: Path) -> Tally:
@@ -175,40 +177,71 @@ def assert_same(found: dict[int, list[Any]], expected: NDArray[np.int64]) -> Non
         np.testing.assert_array_equal(np.array(counts), expected[cell], err_msg=f"cell {cell}")
 
 
+class Experiment:
+    """The three variants, each a call that evaluates, checks the counts and returns seconds per cell."""
+
+    def __init__(self, case: Case, problem: Problem, folder: Path) -> None:
+        self.case, self.problem, self.folder = case, problem, folder
+        count = len(problem.cells)
+        self.cold_cells, self.warm_cells = (
+            spread(count, 2 * case.rounds * case.cold_trials),
+            spread(count, case.warm_trials),
+        )
+        self.expected = by_sweep(problem, folder).confusion  # also the warm-up
+        loaded = load(problem)
+        self.sessions = len(loaded.sessions)
+        assert_same({cell: loaded.counts(cell) for cell in {*self.cold_cells, *self.warm_cells}}, self.expected)
+        self.waiting = list(self.cold_cells)
+
+    def cold(self) -> float:
+        cells = [self.waiting.pop() for _ in range(self.case.cold_trials)]
+        start = time.perf_counter()
+        trials = by_trials(self.problem, cells, self.folder, reuse=False)
+        seconds = time.perf_counter() - start
+        self._check(trials, cells)
+        return seconds / len(cells)
+
+    def warm(self) -> float:
+        trials = by_trials(self.problem, self.warm_cells, self.folder, reuse=True)
+        self._check(trials, self.warm_cells)
+        return (trials[-1]["ended"] - trials[0]["ended"]) / (len(trials) - 1)
+
+    def sweep(self) -> float:
+        start = time.perf_counter()
+        found = by_sweep(self.problem, self.folder)
+        seconds = time.perf_counter() - start
+        np.testing.assert_array_equal(found.confusion, self.expected)
+        return seconds / len(self.problem.cells)
+
+    def _check(self, trials: Sequence[dict[str, Any]], cells: Sequence[int]) -> None:
+        assert sorted(trial["cell"] for trial in trials) == sorted(cells)
+        assert_same({trial["cell"]: trial["counts"] for trial in trials}, self.expected)
+
+
 def measure(case: Case, problem: Problem, folder: Path) -> dict[str, Any]:
-    cells = len(problem.cells)
-    cold, warm = spread(cells, 2 * case.rounds * case.cold_trials), spread(cells, case.warm_trials)
-    expected = by_sweep(problem, folder).confusion  # the warm-up
-    loaded = load(problem)
-    assert_same({cell: loaded.counts(cell) for cell in {*cold, *warm}}, expected)
-    batches = iter([cold[first :: 2 * case.rounds] for first in range(2 * case.rounds)])
-    variants: dict[str, tuple[int, Callable[[], dict[int, list[Any]]]]] = {
-        "cold": (case.cold_trials, lambda: by_trials(problem, next(batches), folder, reuse=False)),
-        "warm": (case.warm_trials, lambda: by_trials(problem, warm, folder, reuse=True)),
-        "sweep": (cells, lambda: dict(enumerate(by_sweep(problem, folder).confusion.tolist()))),
+    experiment = Experiment(case, problem, folder)
+    variants: dict[str, Callable[[], float]] = {
+        "cold": experiment.cold,
+        "warm": experiment.warm,
+        "sweep": experiment.sweep,
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(case.rounds):
         for name in (*variants, *reversed(variants)):
-            evaluated, evaluate = variants[name]
-            start = time.perf_counter()
-            found = evaluate()
-            seconds[name].append((time.perf_counter() - start) / evaluated)
-            assert len(found) == evaluated
-            assert_same(found, expected)
-    return report(case, cells, len(loaded.sessions), seconds)
+            seconds[name].append(variants[name]())
+    return report(case, len(problem.cells), experiment.sessions, seconds)
 
 
 def report(case: Case, cells: int, sessions: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
     means = {name: statistics.mean(values) for name, values in seconds.items()}
-    evaluated = {"cold": case.cold_trials, "warm": case.warm_trials, "sweep": cells}
+    evaluated = {"cold": case.cold_trials, "warm": case.warm_trials - 1, "sweep": cells}
     return {
         **asdict(case),
         "cells": cells,
         "evaluated_sessions": sessions,
         "variants": {
             name: {
-                "cells_evaluated": evaluated[name] * len(values),
+                "cells_timed": evaluated[name] * len(values),
                 "seconds_per_cell_mean": means[name],
                 "seconds_per_cell_min": min(values),
                 "seconds_for_all_cells": means[name] * cells,

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from filelock import FileLock
 from tests.jobs.test_jobs import run
 from tests.training.test_loop import settings_for
 
+from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.registry.versions import register
@@ -185,7 +185,7 @@ def test_a_folder_and_a_name_belong_to_one_sweep_and_one_process(
     with pytest.raises(UserError) as error:
         robustness(other, dry_run=False, report=no_report)
     one_line(error, results.name, "choose another name")
-    with FileLock(trained.output / results.name / "sweep.lock"), pytest.raises(UserError) as error:
+    with holding(trained.output / results.name, what="sweep"), pytest.raises(UserError) as error:
         robustness(settings, dry_run=False, report=no_report)
     one_line(error, results.name, "in use by another process")
 

@@ -6,8 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
@@ -23,6 +21,7 @@ from edu_emotionnet import zoo
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import Settings, to_yaml
 from emolab.corpora.corpus import Split
+from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.reports.robustness import robustness_page
@@ -91,7 +90,7 @@ def robustness(
     )
     if dry_run:
         return None
-    with connected(settings.cluster), _holding(prepared.folder):
+    with connected(settings.cluster), holding(prepared.folder, what="sweep"):
         tracker = _tracker(settings)
         run = _run(settings, prepared, tracker)
         try:
@@ -150,20 +149,6 @@ def _existing_tracker(settings: RobustnessSettings) -> MLflowTracker:
     if embedded and not (Path(settings.output) / "mlflow.db").exists():
         raise UserError(f"no run is recorded in {settings.output}: give a run's folder, set output or tracking.uri")
     return _tracker(settings)
-
-
-@contextmanager
-def _holding(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "sweep.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"the sweep in {folder} is in use by another process") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
