@@ -275,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller grid, fewer sessions and trials")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cold_trials.json")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="cold-") as name:
+    with tempfile.TemporaryDirectory(prefix="cold-", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name
         with connected(ClusterSettings(address="local", cpus=1)):
             folder = Path(name)

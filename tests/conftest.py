@@ -73,7 +73,7 @@ class ToyCorpus(Corpus):
 def ray_cluster() -> Iterator[None]:
     """A local Ray with two CPUs that belongs to this test run alone."""
     # Sockets below this folder must have short names, so it lies in the system's own temporary folder.
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         with connected(ClusterSettings(address="local", cpus=2)):
             yield

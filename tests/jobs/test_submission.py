@@ -49,7 +49,7 @@ def head(repository: Path) -> Iterator[str]:
     """`ray start --head` in the repository, on ports of its own; yields the dashboard's address."""
     port, dashboard = free_port(), free_port()
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         arguments = [
             f"--port={port}",
             "--node-ip-address=127.0.0.1",

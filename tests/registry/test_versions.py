@@ -67,6 +67,7 @@ def test_the_registered_model_answers_in_a_clean_process_as_the_trained_one(trai
     version = register(result.folder / "model", "tests-model", run_id=result.run_id, tracking_uri=tracker.uri)
     again = register(result.folder / "model", "tests-model", run_id=result.run_id, tracking_uri=tracker.uri)
     assert again == version
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # MLflow leaves it behind, and a later tracker would follow it
     assert str(tracker.client.get_model_version_by_alias("tests-model", "challenger").version) == version.version
 
     model, _ = load_model(result.folder / "model")

@@ -386,7 +386,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_two(
 
 # What the results say, against made-up counts: two sessions by two speakers, two classes.
 
-CURVES = {
+CURVES: dict[str, Any] = {
     "name": "s",
     "seeds": [0, 1],
     "sweeps": [
@@ -530,7 +530,12 @@ def test_curves_begin_with_the_clean_cell_and_leave_grids_out(toy_data: Path) ->
 def test_the_main_curve_does_not_hang_on_the_order_of_the_manifest(toy_data: Path) -> None:
     results = made_up_results(toy_data, "edu_emotionnet")
     backwards = dict(reversed(results.manifest.dimensions.items()))
-    results = replace(results, manifest=results.manifest.model_copy(update={"dimensions": backwards}))
+    longer = CURVES | {"sweeps": [*CURVES["sweeps"], {"corruption": "gaussian"}]}  # five levels against two
+    results = replace(
+        results,
+        manifest=results.manifest.model_copy(update={"dimensions": backwards}),
+        cells=expand(parse_suite(longer), ("audio", "visual", "text")),
+    )
     main = results.main_curve()
     assert main is not None
     assert main[0] == ("frame_missing", ("audio", "visual", "text"))

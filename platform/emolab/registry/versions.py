@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -59,10 +62,7 @@ def _existing(client: MlflowClient, name: str, run_id: str) -> str | None:
 
 
 def _log(folder: Path, name: str, *, run_id: str, tracking_uri: str) -> str:
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    mlflow.start_run(run_id=run_id)
-    try:
+    with _fluent(tracking_uri, run_id):
         info = mlflow.pyfunc.log_model(
             name="registered_model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -73,6 +73,26 @@ def _log(folder: Path, name: str, *, run_id: str, tracking_uri: str) -> str:
             ],
             registered_model_name=name,
         )
+        return str(info.registered_model_version)
+
+
+@contextmanager
+def _fluent(tracking_uri: str, run_id: str) -> Iterator[None]:
+    """MLflow's process-wide interface, which models are logged through, for the length of a block.
+
+    It also writes the address into MLFLOW_TRACKING_URI, where a later tracker of this process would find it.
+    """
+    before = os.environ.get(_VARIABLE)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    mlflow.start_run(run_id=run_id)
+    try:
+        yield
     finally:
         mlflow.end_run()
-    return str(info.registered_model_version)
+        os.environ.pop(_VARIABLE, None)
+        if before is not None:
+            os.environ[_VARIABLE] = before
+
+
+_VARIABLE = "MLFLOW_TRACKING_URI"

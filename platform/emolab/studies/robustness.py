@@ -119,7 +119,10 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
         raise UserError("no model was given: --model with a run's folder, runs:/ID, or models:/name@alias")
     data, output = Path(settings.data).resolve(), Path(settings.output)
     manifest = read_manifest(data)
-    cells = expand(load_suite(settings.suite), list(manifest.dimensions))
+    suite = load_suite(settings.suite)
+    if suite.purpose == "validation" and settings.split == "test":
+        raise UserError(f"suite {suite.name!r} is for choosing, not for reporting: add --split validation")
+    cells = expand(suite, list(manifest.dimensions))
     tracker = cache(lambda: _existing_tracker(settings))
     found = [f.resolve() for uri in settings.models for f in model_folders(uri, tracker, output / "fetched-models")]
     models = {model.digest: model for model in map(kept_model, found)}  # named twice is still one model
