@@ -87,7 +87,7 @@ def load(folder: Path) -> Checkpoint:
             },
             state=json.loads((folder / STATE).read_text()),
         )
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
 
 
@@ -138,7 +138,7 @@ def _digests(folder: Path) -> dict[str, str]:
     try:
         digests = json.loads((folder / MANIFEST).read_text())["sha256"]
         names = {path.name for path in folder.iterdir()} - {MANIFEST}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # ValueError: neither JSON nor even text
         raise UserError(f"checkpoint {folder}: {MANIFEST} is missing or damaged") from None
     if not isinstance(digests, dict) or set(digests) != names or STATE not in names:
         raise UserError(f"checkpoint {folder}: {MANIFEST} does not list exactly the files that are there")

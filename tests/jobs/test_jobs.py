@@ -11,7 +11,8 @@ from tests.conftest import REPOSITORY
 
 
 def run(job: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": "", "RAY_ADDRESS": ""}
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = known | {"PYTHONPATH": "", "RAY_AUTH_MODE": "disabled"}
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *arguments],
         capture_output=True,

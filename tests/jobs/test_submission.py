@@ -20,6 +20,12 @@ SHORT = ("tuning.trials=1", "tuning.final_workers=1")
 """The whole preset is run by the tests of the jobs; here it is the submission that matters."""
 
 
+def clean_environment() -> dict[str, str]:
+    """Without what this test process knows of its own cluster: the command line would follow it there."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return known | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +54,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def head(repository: Path) -> Iterator[str]:
     """`ray start --head` in the repository, on ports of its own; yields the dashboard's address."""
     port, dashboard = free_port(), free_port()
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = clean_environment()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         arguments = [
             f"--port={port}",
@@ -86,7 +92,7 @@ def wait_for(url: str) -> None:
 
 
 def submit(head: str, cwd: Path, *arguments: str) -> str:
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = clean_environment()
     result = subprocess.run(
         [str(BIN / "ray"), "job", "submit", "--address", head, *arguments],
         cwd=cwd,
