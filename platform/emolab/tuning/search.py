@@ -224,7 +224,9 @@ def _scheduler(settings: TuneSettings) -> TrialScheduler:
         time_attr="epoch",
         metric=METRIC,
         mode="max",
-        max_t=settings.training.epochs,
+        # One more than there are: a trial that reaches its end must end by itself. Stopped at its last report, a
+        # trial with several workers would leave them, and their CPUs, behind.
+        max_t=settings.training.epochs + 1,
         grace_period=min(settings.tuning.grace_epochs, settings.training.epochs),
         reduction_factor=settings.tuning.reduction_factor,
     )
