@@ -61,6 +61,7 @@ def head(repository: Path) -> Iterator[str]:
             "--node-ip-address=127.0.0.1",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={free_port()}",  # its default is taken where another cluster runs
             "--num-cpus=2",
             f"--temp-dir={folder}",
             "--block",
@@ -93,14 +94,18 @@ def wait_for(url: str) -> None:
 
 def submit(head: str, cwd: Path, *arguments: str) -> str:
     environment = clean_environment()
-    result = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", head, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    for _ in range(30):
+        result = subprocess.run(
+            [str(BIN / "ray"), "job", "submit", "--address", head, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        if "No available agent to submit job" not in result.stdout + result.stderr:
+            break
+        time.sleep(1)  # the cluster has only just started
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     return result.stdout
 
