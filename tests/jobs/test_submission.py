@@ -122,17 +122,20 @@ def test_a_submitted_job_runs_in_the_repository_of_the_head(head: str, repositor
 @pytest.mark.slow
 @pytest.mark.ray
 def test_uploaded_code_runs_where_only_the_dependencies_are_installed(head: str, repository: Path) -> None:
-    marker = repository / "jobs" / "where.py"
-    marker.write_text("import emolab, edu_emotionnet\nprint('from', emolab.__file__, edu_emotionnet.__file__)\n")
+    marker = repository / "jobs" / "tune_and_tell.py"
+    marker.write_text(
+        "import runpy, emolab, edu_emotionnet\n"
+        "print('from', emolab.__file__, edu_emotionnet.__file__, flush=True)\n"
+        "runpy.run_path('jobs/tune.py', run_name='__main__')\n"
+    )
     variables = '{"env_vars": {"PYTHONPATH": "platform:model"}}'
     upload = ("--working-dir", ".", "--runtime-env-json", variables)
-    where = submit(head, repository, *upload, "--", "python", "jobs/where.py")
-    assert where.count("/runtime_resources/working_dir_files/") >= 2, where
     results = repository.parent / "results"
     output = submit(
         head, repository, *upload, "--",
-        "python", "jobs/tune.py", "--preset", "smoke", *SHORT, "--output", str(results),
+        "python", "jobs/tune_and_tell.py", "--preset", "smoke", *SHORT, "--output", str(results),
         "--data", str(results / "data"), f"prepare.output={results / 'data'}",
     )  # fmt: skip
     assert "succeeded" in output
+    assert output.count("/runtime_resources/working_dir_files/") >= 2, output
     assert list(results.glob("search-*/report.html"))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import spearmanr
 
 CALIBRATION_BINS = 15
 TOLERATED_LOSS = 0.05
@@ -147,6 +146,8 @@ def weight_quality_correlation(weights: ArrayLike, quality: ArrayLike) -> float:
         raise ValueError(f"expected as many weights as qualities, got {len(w)} and {len(q)}")
     if len(w) < 2 or np.ptp(w) == 0 or np.ptp(q) == 0:
         return float("nan")
+    from scipy.stats import spearmanr  # nearly a second to import, and a search needs only the areas above
+
     return float(np.asarray(spearmanr(w, q))[0])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from emolab.checkpoint import CheckpointFolder
 from emolab.cluster import require, user_error, worker_environment
 from emolab.sessions.manifest import read_manifest
-from emolab.tracking.runs import attach
+from emolab.tracking.tracker import Run
 from emolab.training.data import from_datasets, shared_datasets
 from emolab.training.loop import NonFiniteLossError, fit, run_to_end
 from emolab.training.metrics import EpochReport
@@ -42,6 +42,8 @@ def fit_distributed(
         {"CPU": plan.count * plan.cpus} | ({"GPU": plan.count * plan.gpus} if plan.gpus else {}),
         purpose=f"training with {plan.count} workers",
     )
+    # Ray Train takes one report per poll, and by default polls every two seconds: short epochs would wait for it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     data = Path(settings.data).resolve()
     datasets: dict[str, Any] = dict(shared_datasets(data, read_manifest(data)))
     trainer = TorchTrainer(
@@ -91,7 +93,7 @@ def _worker(config: dict[str, Any]) -> None:
     )
     torch.manual_seed(settings.training.seed)
     model = settings.model.build(manifest).to(workers.device)
-    run = attach(config["tracker_uri"], settings.tracking.experiment, config["run_id"]) if workers.rank == 0 else None
+    run = _tracked_run(config, settings) if workers.rank == 0 else None
 
     def report(epoch: EpochReport) -> None:
         if run is not None:
@@ -107,6 +109,12 @@ def _worker(config: dict[str, Any]) -> None:
         checkpoints=CheckpointFolder(Path(config["folder"]) / "checkpoints"),
     )
     run_to_end(epochs, report)
+
+
+def _tracked_run(config: Mapping[str, Any], settings: TrainSettings) -> Run:
+    from emolab.tracking.runs import attach  # MLflow takes a second to import, and one worker alone reports
+
+    return attach(config["tracker_uri"], settings.tracking.experiment, config["run_id"])
 
 
 def _cause(error: BaseException) -> BaseException:

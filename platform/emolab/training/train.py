@@ -15,10 +15,8 @@ from emolab.checkpoint import Checkpoint, CheckpointFolder
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import to_yaml
 from emolab.names import UserError, contained
-from emolab.reports.figures import training_curves
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.tracking.provenance import code_version
-from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run_to_end
@@ -59,7 +57,10 @@ def train(
     """
     manifest = read_manifest(Path(settings.data))
     output = Path(settings.output)
-    tracker = tracker or open_tracker(**settings.tracking.model_dump(), output=output)
+    if tracker is None:
+        from emolab.tracking.runs import open_tracker  # a second of MLflow that workers and trials never need
+
+        tracker = open_tracker(**settings.tracking.model_dump(), output=output)
     folder = contained(output, settings.run_name(manifest.digest), what="run name")
     run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags or {})
     finished = _finished(folder)
@@ -196,6 +197,8 @@ def _keep(outcome: Outcome, folder: Path, settings: TrainSettings, manifest: Man
     )
     run.log_file(folder / "model", folder="model")
     run.log_json(list(outcome.progress.reports), "history.json")
+    from emolab.reports.figures import training_curves  # Matplotlib: only where a run ends, not in every worker
+
     write_atomically(folder / "curves.svg", training_curves(outcome.progress.reports))
     run.log_file(folder / "curves.svg")
 
