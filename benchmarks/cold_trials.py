@@ -18,10 +18,7 @@ default benchmarks/results/cold_trials.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -37,6 +34,7 @@ os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's tables
 import numpy as np
 import ray
 import torch
+from measurement import arguments, environment, write_record
 from numpy.typing import NDArray
 from ray import tune
 
@@ -256,25 +254,9 @@ def report(case: Case, cells: int, sessions: int, seconds: dict[str, list[float]
     }
 
 
-def environment() -> dict[str, object]:
-    cpu = Path("/proc/cpuinfo")
-    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-        "processor": models[0].split(":", 1)[1].strip() if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "cpus_used": 1,
-        "load_average": os.getloadavg(),
-    }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time a robustness sweep against one Ray Tune trial per cell.")
-    parser.add_argument("--quick", action="store_true", help="a smaller grid, fewer sessions and trials")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cold_trials.json")
-    options = parser.parse_args(arguments)
+def main(given: list[str] | None = None) -> None:
+    description = "Time a robustness sweep against one Ray Tune trial per cell."
+    options = arguments(description, "cold_trials", "a smaller grid, fewer sessions and trials", given)
     with tempfile.TemporaryDirectory(prefix="cold-", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name
         with connected(ClusterSettings(address="local", cpus=1)):
@@ -288,9 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"{result['cells']} cells, {result['evaluated_sessions']} sessions: {ratios} (target {TARGET:.0f}x over cold)"
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    record = {"quick": options.quick, "environment": environment(), "result": result}
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
+    where = environment(ray=ray.__version__, cpus_used=1)
+    write_record(options.output, {"quick": options.quick, "environment": where, "result": result})
 
 
 if __name__ == "__main__":

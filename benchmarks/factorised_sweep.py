@@ -1,6 +1,7 @@
 """A robustness sweep of Edu-EmotionNet at full size: the factorised engine against running the model per cell.
 
     python benchmarks/factorised_sweep.py            # about eight minutes
+    python benchmarks/factorised_sweep.py --case G3  # the cases so named; the others stay in the record
     python benchmarks/factorised_sweep.py --quick    # about a minute: fewer cells and repetitions
 
 One thread, CPU time of this process, variants interleaved A B C C B A, minimum and median. Before anything is
@@ -13,19 +14,15 @@ way without sharing, several cells on the batch axis so that every pass has enou
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from measurement import environment, interleaved, minimum_and_median, parser_for, ratio, write_record
 from torch import Tensor
 
 from edu_emotionnet.batch import SessionBatch
@@ -138,35 +135,22 @@ def stacked(model: EduEmotionNet, batch: SessionBatch, cells: Sequence[Cell], in
 VARIANTS = {"factorised": factorised, "per_cell": per_cell, "stacked": stacked}
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each variant: forwards through the list, then backwards, `rounds` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name in (*variants, *reversed(list(variants))):
-            start = time.process_time()
-            variants[name]()
-            seconds[name].append(time.process_time() - start)
-    return seconds
-
-
 def measure(case: Case) -> dict[str, Any]:
-    arguments = problem(case)
-    differences = parity(*arguments)  # runs every variant once: the warm-up
-    seconds = interleaved({name: lambda f=f: f(*arguments) for name, f in VARIANTS.items()}, case.rounds)
-    smallest = {name: min(values) for name, values in seconds.items()}
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    baselines = [name for name in VARIANTS if name != "factorised"]
-    ratios = {name: smallest[name] / smallest["factorised"] for name in baselines}
+    given = problem(case)
+    differences = parity(*given)  # runs every variant once: the warm-up
+    runs = {name: partial(run, *given) for name, run in VARIANTS.items()}
+    seconds = interleaved(runs, case.rounds, warm_up=False)
+    ratios = {name: ratio(seconds, name, "factorised") for name in VARIANTS if name != "factorised"}
     return {
         **asdict(case),
-        "cells": len(arguments[2]),
-        "variants": len(arguments[3]),
+        "cells": len(given[2]),
+        "variants": len(given[3]),
         "repetitions": 2 * case.rounds,
-        "seconds": {name: {"min": smallest[name], "median": middle[name]} for name in VARIANTS},
-        "ratio_min": ratios,
-        "ratio_median": {name: middle[name] / middle["factorised"] for name in baselines},
-        "met": case.target and min(ratios.values()) >= case.target,
+        "seconds": minimum_and_median(seconds),
+        "ratio": ratios,
+        "met": case.target and min(min(found.values()) for found in ratios.values()) >= case.target,
         "largest_difference": differences,
+        "environment": environment(),
     }
 
 
@@ -188,36 +172,27 @@ def parity(model: EduEmotionNet, batch: SessionBatch, cells: Sequence[Cell], inp
     return found
 
 
-def environment() -> dict[str, object]:
-    cpu = Path("/proc/cpuinfo")
-    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": models[0].split(":", 1)[1].strip() if models else platform.processor(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-    }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time a robustness sweep on one CPU thread, factorised and plain.")
-    parser.add_argument("--quick", action="store_true", help="fewer cells, fewer repetitions")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "factorised_sweep.json")
-    options = parser.parse_args(arguments)
+def main(given: list[str] | None = None) -> None:
+    description = "Time a robustness sweep on one CPU thread, factorised and plain."
+    parser = parser_for(description, "factorised_sweep", "fewer cells, fewer repetitions")
+    parser.add_argument("--case", default="", help="part of a case's name")
+    options = parser.parse_args(given)
     torch.set_num_threads(1)
+    cases = [case for case in (QUICK_CASES if options.quick else CASES) if options.case in case.name]
     results = []
-    for case in QUICK_CASES if options.quick else CASES:
+    for case in cases:
         result = measure(case)
         results.append(result)
         verdict = "" if case.target is None else f", target {case.target}x {'met' if result['met'] else 'NOT met'}"
-        ratios = ", ".join(f"{ratio:.2f}x over {name}" for name, ratio in result["ratio_min"].items())
+        ratios = ", ".join(
+            f"{found['min']:.2f}x (median {found['median']:.2f}x) over {name}"
+            for name, found in result["ratio"].items()
+        )
         print(f"{case.name} ({result['cells']} cells): {ratios}{verdict}", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    record = {"quick": options.quick, "environment": environment(), "cases": results}
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
+    if options.case and options.output.exists():
+        measured = {result["name"] for result in results}
+        results += [case for case in json.loads(options.output.read_text())["cases"] if case["name"] not in measured]
+    write_record(options.output, {"quick": options.quick, "cases": results})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training step (forward and backward) of the Temporal Feedback Loop: how fast, against which loops.
 
-    python benchmarks/feedback_loop.py            # about four minutes
+    python benchmarks/feedback_loop.py            # about three minutes
     python benchmarks/feedback_loop.py --quick    # some seconds: smaller, fewer repetitions, says nothing certain
 
 One thread, CPU time of this process, variants interleaved A B B A, minimum and median of at least five rounds.
@@ -14,19 +14,21 @@ its backward pass, which no variant can undercut.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measurement import (
+    arguments,
+    environment,
+    interleaved,
+    largest_difference,
+    minimum_and_median,
+    ratio,
+    write_record,
+)
 from torch import Tensor
 
 from edu_emotionnet.feedback import SequentialAdjoint, TemporalFeedbackLoop
@@ -109,14 +111,6 @@ def problem(
     return loop, z, torch.randn(sessions, steps, CLASSES).to(dtype)
 
 
-def largest_difference(first: list[Tensor], second: list[Tensor]) -> float:
-    """Over the tensors of two training steps, relative to each tensor's largest entry."""
-    return max(
-        float((a.double() - b.double()).abs().max() / b.double().abs().max())
-        for a, b in zip(first, second, strict=True)
-    )
-
-
 def parity(case: Case) -> dict[str, float]:
     """Differences between the variants of a case, and from a loop in double precision.
 
@@ -137,19 +131,6 @@ def parity(case: Case) -> dict[str, float]:
     return found
 
 
-def interleaved(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each variant: forwards through the list, then backwards, `rounds` times (A B B A)."""
-    for run in variants.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name in (*variants, *reversed(variants)):
-            start = time.process_time()
-            variants[name]()
-            seconds[name].append(time.process_time() - start)
-    return seconds
-
-
 def measure(case: Case) -> dict[str, Any]:
     """A case's times, the ratio of the minima and of the medians (both must reach the target), and its limit."""
     differences = parity(case)
@@ -160,45 +141,25 @@ def measure(case: Case) -> dict[str, Any]:
         return lambda: training_step(VARIANTS[name], loop, z, wide if name == "linear" else upstream)
 
     seconds = interleaved({name: timed(name) for name in (case.faster, case.slower, "linear")}, case.rounds)
-    smallest = {name: min(values) for name, values in seconds.items()}
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = {
-        which: values[case.slower] / values[case.faster] for which, values in (("min", smallest), ("median", middle))
-    }
+    ratios = ratio(seconds, case.slower, case.faster)
     return {
         **asdict(case),
-        "milliseconds": {name: {"min": 1e3 * smallest[name], "median": 1e3 * middle[name]} for name in seconds},
+        "seconds": minimum_and_median(seconds),
         "ratio": ratios,
-        "limit": smallest[case.slower] / smallest["linear"],
+        "limit": ratio(seconds, case.slower, "linear"),
         "met": None if case.target is None else min(ratios.values()) >= case.target,
         "relative_difference": differences,
     }
 
 
 def _said(result: dict[str, Any]) -> str:
-    ratio = result["ratio"]
-    return f"{ratio['min']:.2f}x (median {ratio['median']:.2f}x, limit {result['limit']:.2f}x)"
+    found, limit = result["ratio"], result["limit"]
+    return f"{found['min']:.2f}x (median {found['median']:.2f}x, limit {limit['min']:.2f}x)"
 
 
-def environment() -> dict[str, object]:
-    cpu = Path("/proc/cpuinfo")
-    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": models[0].split(":", 1)[1].strip() if models else platform.processor(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-    }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the temporal feedback loop's training step on one CPU thread.")
-    parser.add_argument("--quick", action="store_true", help="smaller cases, fewer repetitions")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "feedback_loop.json")
-    options = parser.parse_args(arguments)
+def main(given: list[str] | None = None) -> None:
+    description = "Time the temporal feedback loop's training step on one CPU thread."
+    options = arguments(description, "feedback_loop", "smaller cases, fewer repetitions", given)
     torch.set_num_threads(1)
     results = []
     for case in QUICK_CASES if options.quick else CASES:
@@ -206,9 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         results.append(result)
         verdict = "" if case.target is None else f", target {case.target}x {'met' if result['met'] else 'NOT met'}"
         print(f"B={case.sessions} T={case.steps}: {case.faster} against {case.slower} {_said(result)}{verdict}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    record = {"quick": options.quick, "environment": environment(), "cases": results}
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(options.output, {"quick": options.quick, "environment": environment(), "cases": results})
 
 
 if __name__ == "__main__":

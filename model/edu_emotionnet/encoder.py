@@ -24,9 +24,9 @@ class Standardise(nn.Module):
         return (features - self.mean) / self.std
 
 
-def sinusoidal_positions(steps: int, width: int, device: torch.device) -> Tensor:
-    """(steps, width) fixed positions of Vaswani et al. (2017): defined for a session of any length."""
-    position = torch.arange(steps, device=device, dtype=torch.float32)[:, None]
+def sinusoidal_positions(steps: int, width: int, device: torch.device, *, first: int = 0) -> Tensor:
+    """(steps, width) fixed positions of Vaswani et al. (2017), from ``first`` on: for a session of any length."""
+    position = torch.arange(first, first + steps, device=device, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * (-math.log(1e4) / width))
     table = torch.zeros(steps, width, device=device)
     table[:, 0::2] = torch.sin(position * frequency)
@@ -52,13 +52,15 @@ class CausalBlock(nn.Module):
         self.residual_dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = (
-            split_heads(part, self.heads) for part in self.query_key_value(self.attention_norm(h)).chunk(3, dim=-1)
-        )
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        h = h + self.residual_dropout(self.output(merge_heads(attended)))
+        attended = self.attend(self.query_key_value(self.attention_norm(h)))
+        h = h + self.residual_dropout(self.output(attended))
         return h + self.residual_dropout(self.feedforward(self.feedforward_norm(h)))
+
+    def attend(self, query_key_value: Tensor) -> Tensor:
+        """(B, T, 3 width) query, key and value of every step -> (B, T, width), before the output projection."""
+        q, k, v = (split_heads(part, self.heads) for part in query_key_value.chunk(3, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -89,11 +91,22 @@ class ModalityEncoder(nn.Module):
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
         """(B, T, D), (B, T) -> (B, T, width)."""
+        return self.contextualise(self.embed(features, present))
+
+    def embed(self, features: Tensor, present: Tensor) -> Tensor:
+        """(B, T, D), (B, T) -> (B, T, width): what the first block sees, every step on its own."""
         mask = present[..., None]
         # Masked before the projection too: garbage may be NaN, and NaN * 0 is NaN in the backward pass.
         projected = self.project(self.standardise(features).masked_fill(~mask, 0.0))
-        h = torch.where(mask, projected, self.absent)
-        h = self.dropout(h + sinusoidal_positions(h.shape[1], h.shape[2], h.device).to(h.dtype))
+        return self.place(torch.where(mask, projected, self.absent))
+
+    def place(self, tokens: Tensor) -> Tensor:
+        """(B, T, width) projected or absent steps -> the same at their positions."""
+        _, steps, width = tokens.shape
+        return self.dropout(tokens + sinusoidal_positions(steps, width, tokens.device).to(tokens.dtype))
+
+    def contextualise(self, h: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, width): every step with what came before it."""
         for block in self.blocks:
             h = block(h)
         return self.norm(h)

@@ -9,7 +9,8 @@ of the Jacobian of the class probabilities with respect to one modality's featur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -19,6 +20,10 @@ from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edu_emotionnet.batch import SessionBatch
+
+Map = Callable[[Tensor], Tensor]
+Products = tuple[Map, Map]
+"""v -> J v and u -> J^T u, for the Jacobian J of a map at a point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +78,10 @@ def local_lipschitz(
 
     Raises:
         ValueError: the model is in training mode (dropout has no Lipschitz constant), or an argument is unknown.
-        NotImplementedError, RuntimeError: a layer of the model has no forward-mode derivative in PyTorch (GRU,
-            the fused inference path of nn.TransformerEncoderLayer).
+        RuntimeError: a layer of the model has neither a forward-mode nor a second derivative in PyTorch.
     """
     _check_lipschitz_arguments(model, batch, modality, missing, outputs)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+    with sdpa_kernel(SDPBackend.MATH), _without_fused_encoders():  # fused kernels lack the derivatives needed here
         push, pull = _jacobian_products(model, _without(batch, missing), modality, outputs)
         generator = torch.Generator().manual_seed(seed)
         features = batch.features[modality]
@@ -94,11 +98,23 @@ def local_lipschitz(
     )  # fmt: skip
 
 
-def lipschitz_table(model: nn.Module, batch: SessionBatch, *, outputs: str = "all") -> list[LocalLipschitz]:
+def lipschitz_table(
+    model: nn.Module,
+    batch: SessionBatch,
+    *,
+    outputs: str = "all",
+    iterations: int = 500,
+    tolerance: float = 1e-5,
+) -> list[LocalLipschitz]:
     """Every case of Lemma 1: each modality, with none and with each of the others missing."""
     names = batch.modalities
     cases = [(name, gone) for name, gone in product(names, (None, *names)) if gone != name]
-    return [local_lipschitz(model, batch, modality=name, missing=gone, outputs=outputs) for name, gone in cases]
+    return [
+        local_lipschitz(
+            model, batch, modality=name, missing=gone, outputs=outputs, iterations=iterations, tolerance=tolerance
+        )
+        for name, gone in cases
+    ]
 
 
 def _check_lipschitz_arguments(
@@ -114,15 +130,24 @@ def _check_lipschitz_arguments(
         raise ValueError(f"outputs must be 'all' or 'last', got {outputs!r}")
 
 
+@contextmanager
+def _without_fused_encoders() -> Iterator[None]:
+    """nn.TransformerEncoderLayer has a fused inference path without derivatives; switched off for the while."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def _without(batch: SessionBatch, missing: str | None) -> SessionBatch:
     if missing is None:
         return batch
     return replace(batch, present={**batch.present, missing: torch.zeros_like(batch.present[missing])})
 
 
-def _jacobian_products(
-    model: nn.Module, batch: SessionBatch, modality: str, outputs: str
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def _jacobian_products(model: nn.Module, batch: SessionBatch, modality: str, outputs: str) -> Products:
     """v -> J v and u -> J^T u, for v (B, T, D) and u (B, T, K)."""
     last = torch.arange(batch.labels.shape[1], device=batch.lengths.device) == batch.lengths[:, None] - 1
     counted = (batch.real if outputs == "all" else last)[..., None]
@@ -137,11 +162,41 @@ def _jacobian_products(
     # An unobserved value may be anything, NaN included, and no model reads it.
     observed = batch.present[modality] & batch.real
     point = batch.features[modality].detach().masked_fill(~observed[..., None], 0.0)
-    pull = vjp(probabilities, point)[1]
-    return (
-        lambda direction: jvp(probabilities, (point,), (direction,))[1].detach(),
-        lambda gradient: pull(gradient)[0].detach(),
-    )
+    try:
+        return _forward_mode(probabilities, point)
+    except RuntimeError:  # torch says so in several ways, NotImplementedError among them
+        return _double_backward(probabilities, point)
+
+
+def _forward_mode(function: Map, point: Tensor) -> Products:
+    """One pass of the function for every product J v.
+
+    Raises:
+        RuntimeError: a layer has no forward-mode derivative.
+    """
+
+    def push(direction: Tensor) -> Tensor:
+        return jvp(function, (point,), (direction,))[1].detach()
+
+    push(torch.zeros_like(point))
+    pull = vjp(function, point)[1]
+    return push, lambda gradient: pull(gradient)[0].detach()
+
+
+def _double_backward(function: Map, point: Tensor) -> Products:
+    """J v as the derivative of u -> J^T u, which is linear in u: for layers without a forward-mode derivative."""
+    point = point.clone().requires_grad_()
+    output = function(point)
+    probe = torch.zeros_like(output, requires_grad=True)
+    (slope,) = torch.autograd.grad(output, point, probe, create_graph=True)
+
+    def push(direction: Tensor) -> Tensor:
+        return torch.autograd.grad(slope, probe, direction, retain_graph=True)[0]
+
+    def pull(gradient: Tensor) -> Tensor:
+        return torch.autograd.grad(output, point, gradient, retain_graph=True)[0]
+
+    return push, pull
 
 
 def _norms(values: Tensor) -> Tensor:

@@ -105,6 +105,19 @@ def test_factorised_equals_plain(session, sweep, lengths, alignment, confidence,
     assert_engines_agree(exaggerated(model), batch, cells, double(inputs), memory_bytes=memory, tolerance=1e-11)
 
 
+def test_bfloat16_encoders_are_close_and_leave_the_model_as_it_was(session):
+    sessions = [session(number, 12) for number in range(3)]
+    batch = clean_batch(sessions)
+    cells = expand(parse_suite({"name": "s", "sweeps": [{"corruption": "frame_missing", "modalities": "each"}]}), SIZES)
+    inputs = build_variants(sessions, batch, distinct_variants(cells))
+    model = network()
+    half = evaluate_cells(model, batch, cells, inputs, engine="factorised-bfloat16")
+    exact = evaluate_cells(model, batch, cells, inputs)
+    assert (half.engine, exact.engine) == ("factorised-bfloat16", "factorised")
+    assert half.log_probabilities.dtype == torch.float32 == model.encoders["audio"].absent.dtype
+    assert 1e-6 < float((half.log_probabilities - exact.log_probabilities).abs().max()) < 0.05
+
+
 def test_both_ways_of_projecting_are_exercised_and_agree(session):
     sessions = [session(number, 9) for number in range(3)]
     batch = clean_batch(sessions)

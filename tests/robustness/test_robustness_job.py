@@ -27,6 +27,7 @@ from emolab.robustness.cells import Cell
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
+from emolab.studies import test_split as opening
 from emolab.studies.robustness import RobustnessSettings, robustness
 from emolab.studies.robustness_results import Group, RobustnessResults, grouped
 from emolab.studies.statistics import holm
@@ -136,7 +137,10 @@ def test_the_tracked_run_holds_page_table_and_figures(finished: Finished, traine
     tracker = trained.tracker
     recorded = tracker.client.get_run(results.run_id)
     assert recorded.info.status == "FINISHED"
-    assert recorded.data.tags["emolab.split_opened"] == "test"
+    assert recorded.data.tags[opening.OPENINGS] == "1"
+    assert recorded.data.tags[opening.OPENED_BY] == results.run_id
+    assert recorded.data.tags[opening.DATASET] == results.manifest.digest
+    assert opening.openings(tracker, results.manifest.digest) == {"models": 0, "sweeps": 1}
     folder = trained.output / results.name
     page = tracker.artifact(results.run_id, "report.html")
     assert page == (folder / "report.html").read_bytes()
@@ -173,7 +177,20 @@ def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_agai
     assert (trained.output / results.name / "cells.parquet").read_bytes() == table
     assert trained.tracker.find("emolab.kind", "robustness") == [results.run_id]
     assert not [line for line in lines if line.startswith("unit ")]
+    assert trained.tracker.read(results.run_id).tags[opening.OPENINGS] == "1"  # nothing was left to read
     assert trained.tracker.client.get_run(results.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_sweep_over_validation_opens_nothing(ray_cluster: None, trained: Trained, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, {"name": "s", "sweeps": [{"corruption": "absent", "modalities": [["text"]]}]})
+    model = str(trained.models[3].folder)
+    settings = job_settings(trained.data, trained.output, suite, model, split="validation", name="chosen-by")
+    results = robustness(settings, dry_run=False, report=no_report)
+    assert results is not None and len(results.groups[0].tallies[0].session_ids) == 6
+    assert not [tag for tag in trained.tracker.read(results.run_id).tags if tag.startswith("emolab.test_")]
+    trained.tracker.client.delete_run(results.run_id)
 
 
 @pytest.mark.ray

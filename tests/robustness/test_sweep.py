@@ -29,6 +29,7 @@ from emolab.robustness.cells import Cell
 from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.sweep import (
+    SplitLoader,
     SweepPlan,
     agreement,
     plan_sweep,
@@ -64,6 +65,11 @@ def no_report(line: str) -> None:
     del line
 
 
+def opened() -> SplitLoader:
+    """Stands in for studies/test_split.py, which records an opening and gives the same."""
+    return load_split
+
+
 @pytest.fixture(scope="module")
 def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A factorised model and one that is not, a few epochs old."""
@@ -90,7 +96,7 @@ def plan(models: list[Path], toy_data: Path, cells: list[Cell]) -> SweepPlan:
 def unbroken(ray_cluster: None, plan: SweepPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep by one actor that nothing happened to."""
     folder = tmp_path_factory.mktemp("unbroken") / "units"
-    assert run_sweep(plan, folder, report=no_report, actors=1) == len(plan.units)
+    assert run_sweep(plan, folder, report=no_report, actors=1, opening=opened) == len(plan.units)
     return folder
 
 
@@ -146,7 +152,8 @@ def test_two_actors_one_of_which_is_lost_write_the_same_bytes(unbroken: Path, pl
         if len(lines) == 1:
             os.kill(evaluators()[0], signal.SIGKILL)
 
-    assert run_sweep(plan, tmp_path, report=report, actors=64) == len(plan.units)  # 64 on two CPUs: not a wait for ever
+    # 64 on two CPUs: not a wait for ever
+    assert run_sweep(plan, tmp_path, report=report, actors=64, opening=opened) == len(plan.units)
     assert lines[-1] == f"unit {len(plan.units)} of {len(plan.units)}, about 0 s left"
     assert contents(tmp_path) == contents(unbroken)
 
@@ -157,19 +164,18 @@ from pathlib import Path
 from emolab.cluster import ClusterSettings, connected
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.sweep import plan_sweep, run_sweep
-from tests.robustness.test_sweep import SIZES, SUITE
+from tests.robustness.test_sweep import SIZES, SUITE, opened
 
 address, data, folder, *models = sys.argv[1:]
-plan = plan_sweep(
-    [Path(m) for m in models], Path(data), "test", expand(parse_suite(SUITE), ("audio", "visual", "text")), **SIZES
-)
+cells = expand(parse_suite(SUITE), ("audio", "visual", "text"))
+plan = plan_sweep([Path(m) for m in models], Path(data), "test", cells, **SIZES)
 lines = []
 def report(line):
     lines.append(line)
     if len(lines) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 with connected(ClusterSettings(address=address)):
-    run_sweep(plan, Path(folder), report=report, actors=1)
+    run_sweep(plan, Path(folder), report=report, actors=1, opening=opened)
 """
 
 
@@ -195,7 +201,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_damaged_units_are_done_again(
     (folder / damaged).write_bytes(content[:half] + bytes(200) + content[half + 200 :])
     (folder / cut).write_bytes(left[cut][:-30])
     lines: list[str] = []
-    assert run_sweep(plan, folder, report=lines.append, actors=1) == len(plan.units) - len(left) + 2
+    assert run_sweep(plan, folder, report=lines.append, actors=1, opening=opened) == len(plan.units) - len(left) + 2
     assert sum("is computed again" in line for line in lines) == 2
     assert any(damaged in line for line in lines)
     assert contents(folder) == contents(unbroken)
@@ -204,12 +210,21 @@ def test_a_killed_sweep_goes_on_where_it_was_and_damaged_units_are_done_again(
     assert read_agreements(plan, folder) == [{}, {}]  # the toy corpus does not know the quality
 
 
+def test_the_test_split_is_not_read_without_its_opening(
+    ray_cluster: None, models: list[Path], toy_data: Path, cells: list[Cell], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="opened by a robustness study alone"):
+        run_sweep(plan_sweep(models[1:], toy_data, "test", cells, **SIZES), tmp_path, report=no_report, actors=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_plan_knows_everything_that_decides_a_unit(
     plan: SweepPlan, models: list[Path], toy_data: Path, cells: list[Cell]
 ) -> None:
     assert len({unit.file for unit in plan.units}) == len(plan.units)
     files = {unit.file for unit in plan.units if unit.cells}
-    assert [u.file for u in plan_sweep(models, toy_data, "test", cells, **SIZES).units] == [u.file for u in plan.units]
+    again = plan_sweep(models, toy_data, "test", cells, **SIZES)
+    assert [unit.file for unit in again.units] == [unit.file for unit in plan.units]
     others = [
         plan_sweep(models, toy_data, "validation", cells, **SIZES),
         plan_sweep(models, toy_data, "test", cells[1:], **SIZES),

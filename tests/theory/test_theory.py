@@ -82,6 +82,19 @@ def test_local_constant_is_the_largest_singular_value_of_the_jacobian(modality, 
     assert measured.largest == pytest.approx(float(expected.max()), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["cfn_esa", "misa"])
+def test_models_without_a_forward_mode_derivative_are_measured_too(name):
+    """A packed GRU is one, the fused inference path of nn.TransformerEncoderLayer another."""
+    torch.manual_seed(1)
+    config = replace(zoo.entry(name).config, d_model=8, layers=1, heads=2)
+    model = zoo.build(name, config, dimensions=DIMENSIONS, classes=4).double().eval()
+    batch, fused = small_batch(), torch.backends.mha.get_fastpath_enabled()
+    measured = local_lipschitz(model, batch, modality="visual", missing="text", iterations=2000, tolerance=1e-11)
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+    expected = constants_from_full_jacobian(model, batch, "visual", "text", "all")
+    assert measured.constants.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 class LinearModel(nn.Module):
     """Probabilities that are a linear function of the audio features: 1/2 + x M, for small x."""
 

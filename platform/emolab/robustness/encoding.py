@@ -1,9 +1,9 @@
 """Encoding many variants of one modality, with what they have in common computed once.
 
-The numbers are those of ``ModalityEncoder`` in evaluation mode. Three things are saved, none of them approximate:
-variants that differ in presence alone share the projection of their features and, since every token is then
-either the clean one or the absent one of its position, the first block's query, key and value; sequences in which
-the modality is never present are equal and encoded once; and residuals are added in place.
+The numbers are those of ``ModalityEncoder`` in evaluation mode, and so are its parts. Three things are saved, none
+of them approximate: variants that differ in presence alone share the projection of their features and, since every
+token is then either the clean one or the absent one of its position, the first block's query, key and value;
+sequences in which the modality is never present are equal and encoded once; and the blocks work in place.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edu_emotionnet.encoder import CausalBlock, ModalityEncoder, merge_heads, sinusoidal_positions, split_heads
+from edu_emotionnet.encoder import CausalBlock, ModalityEncoder
 
 ENCODED_STEPS = 400
 """Steps encoded at a time: enough for full matrix products, few enough for the activations to stay in cache."""
@@ -50,14 +49,13 @@ def encode_into(h: Tensor, places: Sequence[int], encoder: ModalityEncoder, feat
     """Encode variants of one feature tensor: features (B, T, D), present (V, B, T) -> h[places], (V, B, T, d)."""
     blocks = causal_blocks(encoder)
     # Hidden values may be anything, NaN too: each stays in its own row, and the row is not selected below.
-    projected = encoder.project(encoder.standardise(features))
-    positions = sinusoidal_positions(projected.shape[1], projected.shape[2], projected.device)
-    clean = _Tokens.of(projected + positions, blocks[0])
-    absent = _Tokens.of((encoder.absent + positions)[None], blocks[0])
+    standardised = encoder.standardise(features).to(encoder.absent.dtype)
+    clean = _Tokens.of(encoder.place(encoder.project(standardised)), blocks[0])
+    absent = _Tokens.of(encoder.place(encoder.absent.expand(1, features.shape[1], -1)), blocks[0])
     heard = present.any(dim=2)
     some = max(1, ENCODED_STEPS // features.shape[1])
     # One buffer for the widest activation of all passes: fresh memory costs as much as the arithmetic on it.
-    wide = h.new_empty(min(some, len(features)) * features.shape[1], _widen(blocks[0]).out_features)
+    wide = encoder.absent.new_empty(min(some, len(features)) * features.shape[1], _widen(blocks[0]).out_features)
     silence = None if heard.all() else contextualise(encoder, blocks, replace(absent, x=absent.x.clone()), wide)
     for place, mask, sounds in zip(places, present, heard.tolist(), strict=True):
         for sessions in runs_of(sounds, some):
@@ -83,7 +81,7 @@ def causal_blocks(encoder: ModalityEncoder) -> list[CausalBlock]:
 
 
 def contextualise(encoder: ModalityEncoder, blocks: Sequence[CausalBlock], tokens: _Tokens, wide: Tensor) -> Tensor:
-    """The blocks and the last norm, (B, T, d) -> (B, T, d); overwrites ``tokens.x`` and the buffer ``wide``, which
+    """``ModalityEncoder.contextualise`` without fresh memory: overwrites ``tokens.x`` and the buffer ``wide``, which
     has at least B * T rows."""
     shape = tokens.x.shape
     x = tokens.x.flatten(0, 1)
@@ -91,9 +89,7 @@ def contextualise(encoder: ModalityEncoder, blocks: Sequence[CausalBlock], token
     for number, block in enumerate(blocks):
         if number:
             query_key_value = block.query_key_value(block.attention_norm(x)).view(*shape[:2], -1)
-        q, k, v = (split_heads(part, block.heads) for part in query_key_value.chunk(3, dim=-1))
-        attended = merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        _add_linear(x, block.output, attended.flatten(0, 1))
+        _add_linear(x, block.output, block.attend(query_key_value).flatten(0, 1))
         widen, narrow = _widen(block), block.feedforward[-1]
         assert isinstance(narrow, nn.Linear)
         active = torch.addmm(widen.bias, block.feedforward_norm(x), widen.weight.t(), out=wide[: len(x)])

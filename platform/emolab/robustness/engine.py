@@ -2,13 +2,15 @@
 
 ``factorised`` (an Edu-EmotionNet): every variant of a modality is encoded once, see ``factorised``.
 ``plain`` (any other model): the model runs once per cell.
+
+A third way, ``factorised-bfloat16``, encodes in half the precision and has to be asked for: it is not exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,10 @@ from edu_emotionnet.batch import Predictions, SessionBatch
 from edu_emotionnet.network import EduEmotionNet
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.observed import Variant
-from emolab.robustness.factorised import MEMORY_BYTES, ModalityInput, evaluate_factorised
+from emolab.robustness.factorised import MEMORY_BYTES, ModalityInput, encoders_in_bfloat16, evaluate_factorised
 
-Engine = Literal["factorised", "plain"]
+Engine = Literal["factorised", "factorised-bfloat16", "plain"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +68,16 @@ def evaluate_cells(
     lacking = {variant for cell in cells for variant in cell.variants} - set(variants)
     if lacking:
         raise ValueError(f"{len(lacking)} variants were not built, for instance {min(lacking)}")
-    if (engine or best_engine(model)) == "plain":
+    chosen = engine or best_engine(model)
+    if chosen == "plain":
         return _evaluate_plain(model, batch, cells, variants)
     if not isinstance(model, EduEmotionNet) or best_engine(model) == "plain":
         raise ValueError(f"{type(model).__name__} cannot be factorised: use the plain engine")
+    encoders = model.encoders if chosen == "factorised" else encoders_in_bfloat16(model)
     log_p, confidence = evaluate_factorised(
-        model, [cell.variants for cell in cells], variants, memory_bytes=memory_bytes
+        model, [cell.variants for cell in cells], variants, encoders=encoders, memory_bytes=memory_bytes
     )
-    return CellPredictions(log_probabilities=log_p, confidence=confidence, engine="factorised")
+    return CellPredictions(log_probabilities=log_p, confidence=confidence, engine=chosen)
 
 
 def best_engine(model: nn.Module) -> Engine:

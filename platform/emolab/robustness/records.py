@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
+from emolab.robustness.engine import ENGINES
 from emolab.robustness.metrics import CALIBRATION_BINS
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import canonical_json, write_atomically
@@ -63,7 +64,7 @@ def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
             weight=_matrix(table, "weight").reshape(len(cells), sessions, -1)
             if "weight" in table.column_names
             else None,
-            engine="factorised" if engine == "factorised" else "plain",
+            engine=ENGINES[ENGINES.index(engine)],
         )
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no result of this sweep ({' '.join(str(error).split())[:120]})") from None

@@ -27,12 +27,16 @@ from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.observed import Surroundings, choose_donor
+from emolab.robustness.engine import best_engine
 from emolab.robustness.metrics import weight_quality_correlation
 from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.tally import Tally, evaluate_sessions, joined
 from emolab.sessions.loading import SessionStore, load_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.train import load_model
+
+SplitLoader = Callable[[Path, Manifest, Split], SessionStore]
+"""How an evaluating process reads the sessions of a sweep."""
 
 SESSIONS_PER_UNIT = 64
 CELLS_PER_UNIT = 256
@@ -61,6 +65,8 @@ class SweepPlan:
     split: Split
     cells: tuple[Cell, ...]
     units: tuple[Unit, ...]
+    bfloat16: bool = False
+    """Whether encoders that can be factorised compute in bfloat16."""
 
 
 def plan_sweep(
@@ -71,6 +77,7 @@ def plan_sweep(
     *,
     sessions_per_unit: int = SESSIONS_PER_UNIT,
     cells_per_unit: int = CELLS_PER_UNIT,
+    bfloat16: bool = False,
 ) -> SweepPlan:
     """Cut a sweep into units.
 
@@ -85,6 +92,7 @@ def plan_sweep(
     for number, folder in enumerate(models):
         _check_fit(folder, manifest, data)
         evaluated = [version("edu-emotionnet-lab"), _digest(folder), manifest.digest, split]
+        evaluated += ["bfloat16"] if bfloat16 else []
         for first in range(0, summary.sessions, sessions_per_unit):
             for start in range(0, len(cells), cells_per_unit):
                 sessions = range(first, min(first + sessions_per_unit, summary.sessions))
@@ -93,14 +101,35 @@ def plan_sweep(
                 units.append(Unit(model=number, sessions=sessions, cells=some, file=f"{_name(content)}.parquet"))
         everything = range(summary.sessions)
         units.append(Unit(model=number, sessions=everything, cells=range(0), file=f"{_name(evaluated)}.json"))
-    return SweepPlan(models=tuple(models), data=data, split=split, cells=tuple(cells), units=tuple(units))
+    return SweepPlan(
+        models=tuple(models), data=data, split=split, cells=tuple(cells), units=tuple(units), bfloat16=bfloat16
+    )
 
 
-def run_sweep(plan: SweepPlan, folder: Path, *, report: Callable[[str], None], actors: int | None = None) -> int:
+def load_selection_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
+    """Sessions of a split that models may be chosen by.
+
+    Raises:
+        UserError: the split is the test split, which only a robustness study opens, and records it.
+    """
+    if split == "test":
+        raise UserError("the test split is opened by a robustness study alone, which records it")
+    return load_split(folder, manifest, split)
+
+
+def run_sweep(
+    plan: SweepPlan,
+    folder: Path,
+    *,
+    report: Callable[[str], None],
+    actors: int | None = None,
+    opening: Callable[[], SplitLoader] = lambda: load_selection_split,
+) -> int:
     """Compute the units whose result is not in the folder yet, or is damaged; Ray must be connected.
 
     Args:
         actors: processes at a time; as many as there are CPUs where None, and never more.
+        opening: called once, where there is something to compute, before any session is read.
 
     Returns:
         The number of units computed now.
@@ -118,9 +147,9 @@ def run_sweep(plan: SweepPlan, folder: Path, *, report: Callable[[str], None], a
     folder.mkdir(parents=True, exist_ok=True)
     cpus = int(ray.cluster_resources()["CPU"])
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
-    start = Evaluator.options(runtime_env=environment).remote
+    start, load = Evaluator.options(runtime_env=environment).remote, opening()
     evaluators = [
-        start(plan.data, plan.split, folder.resolve()) for _ in range(min(actors or cpus, cpus, len(missing)))
+        start(plan.data, plan.split, folder.resolve(), load) for _ in range(min(actors or cpus, cpus, len(missing)))
     ]
     started = time.monotonic()
     try:
@@ -161,7 +190,8 @@ def _completed(evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan
         ray.get(ready)
         if waiting:
             unit = waiting.pop()
-            work = evaluator.work.remote(unit, plan.models[unit.model], [plan.cells[i] for i in unit.cells])
+            some = [plan.cells[i] for i in unit.cells]
+            work = evaluator.work.remote(unit, plan.models[unit.model], some, bfloat16=plan.bfloat16)
             running[work] = (evaluator, True)
             working += 1
         if was_unit:
@@ -206,14 +236,14 @@ def read_agreements(plan: SweepPlan, folder: Path) -> list[dict[str, float]]:
 class Evaluator:
     """Holds the sessions and the model at hand; a lost process starts anew and does its unit again."""
 
-    def __init__(self, data: Path, split: Split, folder: Path) -> None:
+    def __init__(self, data: Path, split: Split, folder: Path, load: SplitLoader) -> None:
         torch.set_num_threads(1)
         self.folder, self.manifest = folder, read_manifest(data)
-        self.store = load_split(data, self.manifest, split)
+        self.store = load(data, self.manifest, split)
         self.surroundings = surroundings_of(self.store, self.manifest)
         self.model: tuple[Path, nn.Module] | None = None
 
-    def work(self, unit: Unit, model: Path, cells: Sequence[Cell]) -> None:
+    def work(self, unit: Unit, model: Path, cells: Sequence[Cell], *, bfloat16: bool) -> None:
         """Compute a unit and write its file."""
         if self.model is None or self.model[0] != model:  # units come model by model
             self.model = (model, load_model(model)[0])
@@ -224,7 +254,10 @@ class Evaluator:
         batches = [
             sessions[first : first + SESSIONS_PER_BATCH] for first in range(0, len(sessions), SESSIONS_PER_BATCH)
         ]
-        tally = evaluate_sessions(self.model[1], batches, cells, surroundings=self.surroundings)
+        engine = best_engine(self.model[1])
+        if engine == "factorised" and bfloat16:
+            engine = "factorised-bfloat16"
+        tally = evaluate_sessions(self.model[1], batches, cells, surroundings=self.surroundings, engine=engine)
         write_tally(self.folder / unit.file, tally)
 
 

@@ -1,0 +1,85 @@
+"""How the scripts of this folder measure: CPU time of one process, interleaved, and a record of where it was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def arguments(description: str, name: str, quick: str, given: Sequence[str] | None = None) -> argparse.Namespace:
+    """``quick`` and ``output`` of a script's command line."""
+    return parser_for(description, name, quick).parse_args(given)
+
+
+def parser_for(description: str, name: str, quick: str) -> argparse.ArgumentParser:
+    """``--quick`` and ``--output``; the output is results/NAME.json by default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / f"{name}.json")
+    return parser
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """CPU seconds of each variant: forwards through the list, then backwards, ``rounds`` times (A B B A)."""
+    if warm_up:
+        for run in variants.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name in (*variants, *reversed(list(variants))):
+            start = time.process_time()
+            variants[name]()
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def minimum_and_median(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Variant -> {min, median}."""
+    return {name: {"min": min(values), "median": statistics.median(values)} for name, values in seconds.items()}
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], slower: str, faster: str) -> dict[str, float]:
+    """Ratio of the minima and of the medians."""
+    found = minimum_and_median(seconds)
+    return {which: found[slower][which] / found[faster][which] for which in ("min", "median")}
+
+
+def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Over pairs of tensors, relative to each pair's largest entry."""
+    return max(
+        float((a.double() - b.double()).abs().max() / b.double().abs().max())
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def environment(**more: object) -> dict[str, object]:
+    """Versions, hardware and load, with what a script adds."""
+    cpu = Path("/proc/cpuinfo")
+    models = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": models[0].split(":", 1)[1].strip() if models else platform.processor(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
+        **more,
+    }
+
+
+def write_record(output: Path, record: Mapping[str, Any]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=2) + "\n")
