@@ -21,6 +21,18 @@ def class_f1(confusion: ArrayLike) -> Floats:
     return safe_ratio(2 * hits, counts.sum(-1) + counts.sum(-2))
 
 
+def class_recall(confusion: ArrayLike) -> Floats:
+    """(..., K, K) counts -> (..., K) share of every class's steps that are recognised; NaN for a class without any."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    return safe_ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), empty=np.nan)
+
+
+def class_precision(confusion: ArrayLike) -> Floats:
+    """(..., K, K) counts -> (..., K) share of every class's predictions that are right; NaN where never predicted."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    return safe_ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-2), empty=np.nan)
+
+
 def macro_f1(confusion: ArrayLike) -> Floats:
     """(..., K, K) counts -> (...) mean F1 over all K classes."""
     return class_f1(confusion).mean(-1)

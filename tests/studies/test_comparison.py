@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.conftest import REPOSITORY, ToyCorpus
 
 from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.theory import local_lipschitz
 from emolab.configuration import parse, validate
 from emolab.corpora.corpus import SessionReference, Split
 from emolab.names import UserError
@@ -30,12 +31,15 @@ from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.preparation import prepare
 from emolab.studies import test_split as opening
+from emolab.studies import theory
 from emolab.studies.comparison import compare, plan_comparison
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
+from emolab.studies.comparison_search import SEARCHES
 from emolab.studies.comparison_settings import MODELS, CompareSettings, with_default_preset
 from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
+from emolab.studies.theory import TheoryRecord
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.loop import evaluate
 from emolab.training.processes import Workers
@@ -162,8 +166,32 @@ def test_the_report_is_rebuilt_from_the_tracker_alone(finished: Finished, tmp_pa
     ours = {path.name: path.read_bytes() for path in (finished.folder / "tables").iterdir()}
     assert ours == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     assert {name.partition(".")[0] for name in ours} == {
-        "table-ii", "differences-accuracy", "differences-macro-f1", "cells",
+        "table-ii", "differences-accuracy", "differences-macro-f1", "lemma-1", "theorem-1", "cells",
     }  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_lemma_and_theorem_are_measured_on_validation_before_the_test_split_is_opened(finished: Finished) -> None:
+    tracker, data = tracker_of(finished.settings), Path(finished.settings.data)
+    store = load_split(data, read_manifest(data), "validation")
+    said = [number for number, line in enumerate(finished.lines) if line.startswith("Lemma 1 and Theorem 1 measured")]
+    opened = next(number for number, line in enumerate(finished.lines) if "test split opened" in line)
+    assert len(said) == 1 and said[0] < opened
+    for cell in finished.comparison.cells:
+        record = cell.theory
+        assert record is not None and record.split == "validation" and not record.not_measured
+        assert record == TheoryRecord.model_validate_json(tracker.artifact(cell.run_id, theory.FILE_NAME))
+        batch = store.batch([store.session_ids.index(name) for name in record.session_ids])
+        model, _ = load_model(finished.folder / "cells" / f"{cell.model}-seed-{cell.seed}" / "model")
+        case = next(case for case in record.lipschitz if (case.modality, case.missing) == ("audio", "text"))
+        again = local_lipschitz(model, batch, modality="audio", missing="text", iterations=60, tolerance=1e-3)
+        assert case.constants == pytest.approx(again.constants.tolist(), rel=1e-4)
+        assert (record.feedback is not None) == (cell.model == "edu_emotionnet")
+    before = {cell.run_id: tracker.read(cell.run_id).tags[theory.MEASURED] for cell in finished.comparison.cells}
+    _, lines = run(finished.settings)
+    assert not any(line.startswith("Lemma 1") for line in lines)
+    assert {name: tracker.read(name).tags[theory.MEASURED] for name in before} == before
 
 
 @pytest.mark.ray
@@ -268,6 +296,43 @@ def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     with pytest.raises(UserError) as error:
         run(settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", training={"epochs": 2}))
     one_line(error, "choose another name")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_model_gets_the_same_search_and_its_cells_the_best_of_it(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    space = tmp_path / "space.yaml"
+    choices = "[0.001, 0.01, 0.02]"
+    space.write_text(f"parameters: {{training.learning_rate: {{distribution: categorical, choices: {choices}}}}}")
+    settings = settings_for(
+        toy_data, tmp_path / "runs", models=["early_fusion", "late_fusion"], reference="early_fusion", seeds=[0],
+        training={"epochs": 2}, search={"trials": 2, "space": str(space)}, theory={"sessions": 0},
+    )  # fmt: skip
+    analysis, _ = run(settings)
+    tracker = tracker_of(settings)
+    found = json.loads(tracker.artifact(analysis.comparison.run_id, SEARCHES))
+    assert list(found) == ["early_fusion", "late_fusion"]
+    for model, searched in found.items():
+        assert searched["trials"] == 2 == len(tracker.find("emolab.kind", "trial", parent=searched["run_id"]))
+        rate = searched["parameters"]["training.learning_rate"]
+        assert analysis.comparison.settings["tuned"][model] == {"training": {"learning_rate": rate}}
+        _, saved = load_model(tmp_path / "runs" / "study" / "cells" / f"{model}-seed-0" / "model")
+        assert saved.state["training"]["learning_rate"] == rate
+    before = traces(tmp_path / "runs")
+    again, lines = run(settings)
+    assert traces(tmp_path / "runs") == before
+    assert not any(line.startswith("trial ") for line in lines)
+    assert json.loads(tracker.artifact(again.comparison.run_id, SEARCHES)) == found
+    space.write_text("parameters: {training.learning_rat: {distribution: categorical, choices: [0.1]}}")
+    with pytest.raises(UserError) as error:
+        run(settings.model_copy(update={"name": "other"}))
+    one_line(error, "training.learning_rat", "learning_rate")
+    space.write_text("parameters: {model.name: {distribution: categorical, choices: [late_fusion, early_fusion]}}")
+    with pytest.raises(UserError) as error:
+        run(settings.model_copy(update={"name": "other"}))
+    one_line(error, "space.yaml", "model.name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,7 +463,7 @@ def imports(tree: ast.Module) -> set[str]:
 
 
 SWEEP = "robustness/sweep.py"
-"""Corrupts the sessions of whichever split a robustness study names, and records that."""
+"""Reads any split but the test split by itself; that one by leave of studies/test_split.py."""
 
 
 def test_one_module_asks_for_the_test_split_by_name() -> None:

@@ -11,6 +11,7 @@ import rich.table
 from edu_emotionnet import zoo
 from emolab.reports.comparison_figures import class_scores, differences, loss_curves, modality_weights
 from emolab.reports.comparison_text import class_prior, header_lines
+from emolab.reports.comparison_theory import theory_sections, theory_tables
 from emolab.reports.page import Measured, Section, TableData, page
 from emolab.reports.tables import to_csv, to_latex
 from emolab.studies.bootstrap import Metric
@@ -36,13 +37,14 @@ def comparison_files(analysis: Analysis) -> dict[str, bytes]:
 
 
 def comparison_tables(analysis: Analysis) -> dict[str, TableData]:
-    """All tables by name: the paper's three and further models, differences in both metrics, cells."""
+    """All tables by name: the paper's three and further models, differences in both metrics, its lemma and theorem,
+    cells."""
     groups = model_groups(analysis)
     tables = {name: _scores(analysis, models) for name, models in groups.items()}
     for metric, rows in analysis.differences.items():
         if rows:
             tables[f"Differences {_NAMES[metric]}"] = _differences(rows)
-    return tables | {"Cells": _cells(analysis)}
+    return tables | theory_tables(analysis.comparison) | {"Cells": _cells(analysis)}
 
 
 def model_groups(analysis: Analysis) -> dict[str, list[str]]:
@@ -65,7 +67,7 @@ def comparison_page(analysis: Analysis) -> bytes:
         for number, name in enumerate(model_groups(analysis))
     ]
     sections += [section for metric in ("macro_f1", "accuracy") for section in _difference_sections(analysis, metric)]
-    sections += _figures(analysis)
+    sections += [*_figures(analysis), *theory_sections(comparison)]
     sections.append(Section(title="Cells", text=_CELLS_TEXT, table=tables["Cells"]))
     sections.append(Section(title="Settings", text=_SETTINGS_TEXT, table=_settings(comparison.settings)))
     return page(f"Comparison {comparison.name}", header_lines(analysis), sections)
@@ -210,8 +212,9 @@ def _cells(analysis: Analysis) -> TableData:
 
 
 _SETTINGS_TEXT = (
-    "All models were trained with these; settings of a model's own, where a search found any, stand under tuned. "
-    "A model without settings of its own was not tuned."
+    "All models were trained with these; settings of a model's own, given or found by its search, stand under tuned. "
+    "With search.trials above zero every model was searched with as many trials over the same space, on validation; "
+    "otherwise a model without settings of its own was not tuned."
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.comparison_analysis import Analysis, analyse
-from emolab.studies.comparison_cells import Cell, Place, Trained, score_cells, train_cells
+from emolab.studies.comparison_cells import Cell, Place, Trained, measure_cells, score_cells, train_cells
 from emolab.studies.comparison_results import RECORD, read_comparison
+from emolab.studies.comparison_search import check_searches, tuned_by_search
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
-from emolab.studies.test_split import DATASET, OPENINGS
+from emolab.studies.test_split import openings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -51,6 +52,8 @@ class ComparisonPlan:
             f"{settings.data} ({self.manifest.splits['train'].sessions} training sessions), at most {training.epochs} "
             f"epochs, {self.concurrency} at a time; compared with {settings.reference}; folder {self.folder}",
         ]
+        if settings.search.trials:
+            lines.append(f"each model first searched with {settings.search.trials} trials over {settings.search.space}")
         caveat = self.manifest.provenance.get("caveat")
         return "\n".join([*lines, f"caveat of the data: {caveat}"] if caveat else lines)
 
@@ -86,19 +89,27 @@ def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
         raise UserError(f"{settings.data} has no test split: there is nothing to compare models on")
     if not manifest.splits["validation"].sessions and settings.training.selection == "best":
         raise UserError(f"{settings.data} has no validation split: set training.selection=last")
+    if settings.search.trials and not manifest.splits["validation"].sessions:
+        raise UserError(f"{settings.data} has no validation split to choose settings by: set search.trials=0")
     needs = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
     require(needs, purpose="a cell of the comparison")
     total = ray.cluster_resources()
     fitting = int(min(total[key] / amount for key, amount in needs.items()))
     name = settings.name or f"comparison-{fingerprint(settings.identity() | {'data': manifest.digest})}"
     folder = contained(Path(settings.output), name, what="name of the comparison")
-    cells = [settings.cell(model, seed, folder) for seed in settings.seeds for model in settings.models]
+    if settings.search.trials:
+        check_searches(settings, folder)
+    cells = _cells(settings, folder)
     return ComparisonPlan(
         folder=folder,
         manifest=manifest,
         cells=tuple(cells),
         concurrency=min(settings.concurrency or fitting, fitting, len(cells)),
     )
+
+
+def _cells(settings: CompareSettings, folder: Path) -> list[Cell]:
+    return [settings.cell(model, seed, folder) for seed in settings.seeds for model in settings.models]
 
 
 def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str], None]) -> Analysis:
@@ -113,9 +124,14 @@ def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str]
         gpus=settings.gpus,
     )
     try:
+        if settings.search.trials:
+            settings = tuned_by_search(settings, plan.folder, tracker, run, report=report)
+            plan = replace(plan, cells=tuple(_cells(settings, plan.folder)))
+        run.log_text(to_yaml(settings), "config.yaml")  # models and seeds may be added
         trained = train_cells(plan.cells, place, report=report)
         _refuse_undecided(plan.cells, trained)
         run.log_json([outcome.checkpoint for outcome in trained if not outcome.failure], "frozen.json")
+        measure_cells(plan.cells, trained, place, settings.theory, report=report)
         score_cells(plan.cells, trained, place, report=report)
     except BaseException:
         run.finish("KILLED")
@@ -152,7 +168,7 @@ def _conclude(
         {"model": cell.model, "seed": cell.seed, "run_id": t.run_id, "failure": t.failure}
         for cell, t in zip(plan.cells, trained, strict=True)
     ]
-    record = {"reference": settings.reference, "cells": cells, "openings": _openings(tracker, plan.manifest)}
+    record = {"reference": settings.reference, "cells": cells, "openings": openings(tracker, plan.manifest.digest)}
     run.log_json(record, RECORD)
     run.set_tags({"emolab.failed_cells": str(sum(bool(t.failure) for t in trained))})
     analysis = analyse(read_comparison(tracker, run.run_id))
@@ -171,16 +187,6 @@ def _conclude(
     return analysis
 
 
-def _openings(tracker: MLflowTracker, manifest: Manifest) -> dict[str, int]:
-    """How often this tracker saw the data set's test split opened, by any comparison and by robustness sweeps."""
-    cells = [tracker.read(run_id).tags for run_id in tracker.find(DATASET, manifest.digest)]
-    sweeps = [tracker.read(run_id).tags for run_id in tracker.find("emolab.split_opened", "test")]
-    return {
-        "models": sum(int(tags.get(OPENINGS, "0")) for tags in cells),
-        "sweeps": sum(tags.get("emolab.dataset") == manifest.digest for tags in sweeps),
-    }
-
-
 def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflowTracker) -> Run:
     identity = settings.identity() | {"data": plan.manifest.digest}
     record = plan.folder / "run.json"
@@ -195,5 +201,4 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
         run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json")
         content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
         write_atomically(record, json.dumps(content, indent=1).encode())
-    run.log_text(to_yaml(settings), "config.yaml")  # models and seeds may be added
     return run

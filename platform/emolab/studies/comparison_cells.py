@@ -1,7 +1,7 @@
-"""The cells of a comparison, one Ray task each: trained all, then tested all.
+"""The cells of a comparison, one Ray task each: trained all, then measured all on validation, then tested all.
 
-A cell is one model with one seed. Both steps can be repeated: a trained cell is found finished, a tested one is
-left alone, so a comparison that was killed goes on where it stopped.
+A cell is one model with one seed. Every step can be repeated: a trained cell is found finished, a measured and a
+tested one is left alone, so a comparison that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 from emolab.cluster import user_error
 from emolab.names import UserError
 from emolab.studies.test_split import checkpoint_digest, score_on_test_split
+from emolab.studies.theory import TheorySettings, record_theory
 from emolab.tracking.runs import MLflowTracker
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.recipe import TrainSettings
@@ -95,6 +96,32 @@ def train_cells(cells: Sequence[Cell], place: Place, *, report: Callable[[str], 
     return [results[index] for index in range(len(cells))]
 
 
+def measure_cells(
+    cells: Sequence[Cell],
+    trained: Sequence[Trained],
+    place: Place,
+    settings: TheorySettings,
+    *,
+    report: Callable[[str], None],
+) -> int:
+    """Measure the paper's lemma and theorem on every trained cell where they are not measured yet; returns how many.
+
+    Raises:
+        UserError: a measurement could not be made or recorded.
+    """
+    if not settings.sessions:
+        return 0
+    tasks = [(cell, t, place, settings) for cell, t in zip(cells, trained, strict=True) if not t.failure]
+    measured = 0
+    for index, outcome in _in_parallel(ray.remote(_measure_cell).options(num_cpus=1), tasks, place.concurrency):
+        if isinstance(outcome, Exception):
+            raise UserError(f"measuring {tasks[index][0]} failed: {outcome}; run the same command again")
+        measured += outcome
+    if measured:
+        report(f"Lemma 1 and Theorem 1 measured on {measured} of {len(tasks)} models")
+    return measured
+
+
 def score_cells(
     cells: Sequence[Cell], trained: Sequence[Trained], place: Place, *, report: Callable[[str], None]
 ) -> int:
@@ -137,6 +164,12 @@ def _train_cell(cell: Cell, place: Place) -> Trained:
         macro_f1=trained.progress.reports[-1].get("kept_macro_f1"),
         checkpoint=digest,
     )
+
+
+def _measure_cell(cell: Cell, trained: Trained, place: Place, settings: TheorySettings) -> bool:
+    torch.set_num_threads(1)
+    data = Path(cell.settings.data)
+    return record_theory(cell.folder, data, settings, run_id=trained.run_id, tracker=place.tracker()) is not None
 
 
 def _score_cell(cell: Cell, trained: Trained, place: Place, frozen: list[str]) -> bool:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from emolab.names import UserError
 from emolab.sessions.manifest import Manifest
-from emolab.studies import test_split
+from emolab.studies import test_split, theory
 from emolab.studies.session_results import SessionResults, from_parquet
+from emolab.studies.theory import TheoryRecord
 from emolab.tracking.runs import MLflowTracker
 
 RECORD = "comparison.json"
@@ -31,6 +32,8 @@ class CellResult:
     failure: str = ""
     sessions: SessionResults | None = None
     """None for a cell that failed."""
+    theory: TheoryRecord | None = None
+    """None where Lemma 1 and Theorem 1 were not measured."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Reports of the epochs."""
     metrics: Mapping[str, float]
@@ -51,8 +54,8 @@ class Comparison:
     manifest: Manifest
     reference: str
     openings: Mapping[str, int]
-    """How often the tracker had seen this test split opened when the comparison was concluded: `models`, once for
-    each in any comparison, and `sweeps` of corruptions."""
+    """How often the tracker had seen this test split opened when the comparison was concluded, for `models` of any
+    comparison and for `sweeps` of corruptions."""
     cells: tuple[CellResult, ...]
 
     @property
@@ -107,8 +110,10 @@ def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
     if cell["failure"]:
         return CellResult(**known, metrics={}, ended=None, opened="")
     run = tracker.read(cell["run_id"])
+    measured = tracker.artifact(run.run_id, theory.FILE_NAME) if theory.MEASURED in run.tags else None
     return CellResult(
         **known,
+        theory=None if measured is None else TheoryRecord.model_validate_json(measured),
         sessions=from_parquet(tracker.artifact(run.run_id, test_split.FILE_NAME)),
         history=tuple(json.loads(tracker.artifact(run.run_id, "history.json"))),
         metrics=run.metrics,

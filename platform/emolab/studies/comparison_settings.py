@@ -15,6 +15,7 @@ from emolab.configuration import Settings, merge, validate
 from emolab.names import UserError, nearest
 from emolab.sessions.preparation import PrepareSettings
 from emolab.studies.comparison_cells import Cell
+from emolab.studies.theory import TheorySettings
 from emolab.training.recipe import TrackingSettings, TrainingSettings, TrainSettings
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,13 @@ TABLES: dict[str, tuple[str, ...]] = {
 
 MODELS = ("edu_emotionnet", *(name for names in TABLES.values() for name in names), "misa")
 """All of the paper, and MISA."""
+
+
+class SearchBudget(Settings):
+    """What every model of a comparison may spend on a search of its own before its cells are trained."""
+
+    trials: int = Field(default=0, ge=0, description="trials for each model, of training.epochs at most; 0: no search")
+    space: str = Field(default="search_spaces/paper.yaml", description="file with the parameters, for all models")
 
 
 class CompareSettings(Settings):
@@ -41,11 +49,13 @@ class CompareSettings(Settings):
     tuned: dict[str, dict[str, Any]] = Field(
         default={}, description="model -> settings of its own, e.g. tuned.mult.training.learning_rate=0.001"
     )
+    search: SearchBudget = SearchBudget()
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="share of a GPU for each cell")
     concurrency: int | None = Field(
         default=None, ge=1, description="cells at a time; null: as many as the cluster holds"
     )
     training: TrainingSettings = TrainingSettings()
+    theory: TheorySettings = TheorySettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
     prepare: PrepareSettings | None = Field(default=None, description="how to make the data set where it is missing")
@@ -124,9 +134,12 @@ class CompareSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The part that decides the result of a cell; models and seeds may be added later, as trials to a study."""
-        return self.model_dump(mode="json", include={"model", "tuned", "training"}) | {
-            "training": self.training.model_dump(mode="json", exclude={"seed"})
-        }
+        searched = {"search": self.search.model_dump(mode="json")} if self.search.trials else {}
+        return (
+            self.model_dump(mode="json", include={"model", "tuned"})
+            | searched
+            | {"training": self.training.model_dump(mode="json", exclude={"seed"})}
+        )
 
 
 def with_default_preset(arguments: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
-from emolab.sessions.preparation import PrepareSettings, prepare
+from emolab.sessions.preparation import PrepareSettings
 
 
 def will_be_made(data: str, plan: PrepareSettings | None) -> bool:
@@ -29,5 +29,5 @@ def dataset(
         report(f"data set {data} is missing and will be made: {plan.corpus} {plan.options}")
         if dry_run:
             return None
-        prepare(plan.build(), Path(plan.output), seed=plan.seed, shard_sessions=plan.shard_sessions, report=report)
+        plan.prepare(report=report)
     return read_manifest(Path(data))

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,20 @@ from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
 from emolab.robustness.suites import expand, load_suite
-from emolab.robustness.sweep import SweepPlan, plan_sweep, read_agreements, read_sweep, run_sweep
+from emolab.robustness.sweep import (
+    SplitLoader,
+    SweepPlan,
+    load_selection_split,
+    plan_sweep,
+    read_agreements,
+    read_sweep,
+    run_sweep,
+)
 from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.studies.robustness_results import RobustnessResults, grouped
+from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
+from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -51,6 +60,7 @@ class RobustnessSettings(Settings):
     output: str = "runs"
     name: str | None = Field(default=None, description="null: derived from models, suite and data")
     reference: str = Field(default="edu_emotionnet", description="the model that others are compared with")
+    bfloat16: bool = Field(default=False, description="encode in bfloat16 where the model can be factorised: not exact")
     actors: int | None = Field(default=None, ge=1, description="evaluating processes; null: one per CPU")
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
@@ -93,8 +103,10 @@ def robustness(
     with connected(settings.cluster), holding(prepared.folder, what="sweep"):
         tracker = _tracker(settings)
         run = _run(settings, prepared, tracker)
+        run.log_json({model.run_id: model.digest for model in prepared.models}, MODELS_FILE)
         try:
-            run_sweep(plan, units, report=report, actors=settings.actors)
+            opening = partial(_open_split, prepared, run, tracker)
+            run_sweep(plan, units, report=report, actors=settings.actors, opening=opening)
             results = RobustnessResults(
                 name=prepared.folder.name,
                 run_id=run.run_id,
@@ -126,7 +138,9 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
     tracker = cache(lambda: _existing_tracker(settings))
     found = [f.resolve() for uri in settings.models for f in model_folders(uri, tracker, output / "fetched-models")]
     models = {model.digest: model for model in map(kept_model, found)}  # named twice is still one model
-    plan = plan_sweep([model.folder for model in models.values()], data, settings.split, cells)
+    plan = plan_sweep(
+        [model.folder for model in models.values()], data, settings.split, cells, bfloat16=settings.bfloat16
+    )
     if manifest.splits[settings.split].sessions < 2:
         raise UserError(f"{data} has one session in its {settings.split} split: intervals need two or more")
     suite = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(settings.suite).stem)[:60]
@@ -154,8 +168,14 @@ def _existing_tracker(settings: RobustnessSettings) -> MLflowTracker:
     return _tracker(settings)
 
 
+def _open_split(prepared: _Prepared, run: Run, tracker: MLflowTracker) -> SplitLoader:
+    """What reads the sessions; that the test split is opened is recorded before its first shard is read."""
+    if prepared.plan.split == "test":
+        return open_for_sweep(prepared.manifest, run_id=run.run_id, tracker=tracker)
+    return load_selection_split
+
+
 def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
-    """The tracked run; that the split is opened is recorded before its first shard is read."""
     record, identity = prepared.folder / "run.json", _identity(prepared.plan)
     known = json.loads(record.read_text()) if record.exists() else {}
     if known and known["identity"] != identity:
@@ -168,7 +188,6 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
         | {
             "emolab.kind": "robustness",
             "emolab.dataset": prepared.manifest.digest,
-            "emolab.split_opened": settings.split,
             "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
         },
     )
@@ -182,10 +201,10 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
 def _conclude(
     results: RobustnessResults, folder: Path, run: Run, tracker: MLflowTracker, report: Callable[[str], None]
 ) -> None:
-    page, table = folder / "report.html", folder / "cells.parquet"
+    page, table = folder / "report.html", folder / CELLS_FILE
     write_atomically(page, robustness_page(results))
     buffer = io.BytesIO()
-    pq.write_table(cell_table(results), buffer)
+    pq.write_table(cell_table(results), buffer, write_page_checksum=True)
     write_atomically(table, buffer.getvalue())
     run.log_file(page)
     run.log_file(table)

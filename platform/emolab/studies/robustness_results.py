@@ -29,6 +29,11 @@ from emolab.studies.bootstrap import METRICS, DifferenceInterval, Interval, Metr
 from emolab.studies.statistics import holm
 from emolab.training.recipe import fingerprint
 
+MODELS_FILE = "models.json"
+"""Artifact of a sweep's run: training run id -> digest of the weights that were evaluated."""
+CELLS_FILE = "cells.parquet"
+"""Artifact of a sweep's run: one row per model and cell, with its scores."""
+
 CLEAN_TRAINING = "clean"
 """The regime without any defence."""
 

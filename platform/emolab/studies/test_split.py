@@ -1,15 +1,16 @@
-"""The clean test split, which a trained model meets once.
+"""The test split, which a trained model meets once, and a sweep of corruptions by leave of this module alone.
 
 Training and tuning cannot reach this module. A comparison calls it when every one of its models is frozen, hands
 it the digests they were frozen with, and each opening is written to the model's own run *before* the first shard
-is read: an opening can fail, it cannot go unrecorded.
+is read: an opening can fail, it cannot go unrecorded. A robustness study calls it before its sweep reads anything,
+and the opening is written to the study's run in the same words.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from edu_emotionnet.batch import MODALITIES, SessionBatch
 from emolab import checkpoint
+from emolab.corpora.corpus import Split
 from emolab.names import UserError
+from emolab.robustness.sweep import SplitLoader
 from emolab.scores import accuracy, class_f1, macro_f1
 from emolab.sessions.loading import SessionStore, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
@@ -31,11 +34,11 @@ from emolab.training.train import load_model
 
 FILE_NAME = "test_sessions.parquet"
 OPENINGS = "emolab.test_openings"
-"""Tag: how often the test split was opened for this run; more than 1 only after an interrupted opening."""
+"""Tag: how often the test split was opened for this run; more than 1 only after an interruption."""
 OPENED = "emolab.test_opened"
 """Tag: when it was last opened, UTC."""
 OPENED_BY = "emolab.test_opened_by"
-"""Tag: run id of the comparison."""
+"""Tag: run id of the comparison or of the robustness study."""
 DATASET = "emolab.test_dataset"
 """Tag: digest of the data set."""
 CHECKPOINT = "emolab.test_checkpoint"
@@ -93,20 +96,42 @@ def score_on_test_split(
     if saved.state["dataset_digest"] != manifest.digest:
         raise UserError(f"{folder}: the model was trained on another data set than {data}")
     run = tracker.resume(run_id)
-    run.set_tags(
-        {
-            OPENINGS: str(int(tags.get(OPENINGS, "0")) + 1),
-            OPENED: datetime.now(UTC).isoformat(timespec="seconds"),
-            OPENED_BY: opened_by,
-            DATASET: manifest.digest,
-            CHECKPOINT: digest,
-        }
-    )
+    run.set_tags(_opening(tags, manifest, opened_by=opened_by) | {CHECKPOINT: digest})
     results = session_results(
-        model, load_split(data, manifest, "test"), manifest, batch_size=saved.state["training"]["batch_size"]
+        model, _load(data, manifest, "test"), manifest, batch_size=saved.state["training"]["batch_size"]
     )
     _record(run, results, folder, model=model, training_seconds=training_seconds)
     return True
+
+
+def open_for_sweep(manifest: Manifest, *, run_id: str, tracker: MLflowTracker) -> SplitLoader:
+    """Record in a robustness study's run that its sweep is about to read the test split; returns what reads it."""
+    tracker.resume(run_id).set_tags(_opening(tracker.read(run_id).tags, manifest, opened_by=run_id))
+    return _load
+
+
+def openings(tracker: MLflowTracker, dataset: str) -> dict[str, int]:
+    """How often a tracker saw a data set's test split opened: for `models` in comparisons, and for `sweeps`."""
+    counted = {"models": 0, "sweeps": 0}
+    for run_id in tracker.find(DATASET, dataset):
+        tags = tracker.read(run_id).tags
+        counted["sweeps" if tags.get(OPENED_BY) == run_id else "models"] += int(tags.get(OPENINGS, "0"))
+    return counted
+
+
+def _opening(tags: Mapping[str, str], manifest: Manifest, *, opened_by: str) -> dict[str, str]:
+    """Tags of one more opening of a run."""
+    return {
+        OPENINGS: str(int(tags.get(OPENINGS, "0")) + 1),
+        OPENED: datetime.now(UTC).isoformat(timespec="seconds"),
+        OPENED_BY: opened_by,
+        DATASET: manifest.digest,
+    }
+
+
+def _load(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
+    assert split == "test"
+    return load_split(folder, manifest, "test")
 
 
 @torch.no_grad()
