@@ -63,7 +63,7 @@ def test_nothing_of_ours_is_pickled() -> None:
     for path in sources("platform", "model", "jobs"):
         assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}, path
         text = path.read_text(encoding="utf-8")
-        assert "torch.load(" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True)"), path  # tensors and nothing else
         assert "torch.save(" not in text, path
 
 

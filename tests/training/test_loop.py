@@ -49,6 +49,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(toy_data: P
     assert timeless == [{k: v for k, v in r.items() if k != "sessions_per_second"} for r in second.progress.reports]
 
 
+def test_length_buckets_are_repeatable_and_change_which_sessions_meet(toy_data: Path, tmp_path: Path) -> None:
+    plain = finish(settings_for(toy_data, tmp_path))
+    first, second = (finish(settings_for(toy_data, tmp_path, length_buckets=3)) for _ in range(2))
+    assert digest(first.weights) == digest(second.weights) != digest(plain.weights)
+    losses = [[report["validation_loss"] for report in run.progress.reports][-1] for run in (plain, first)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.3)  # another order of the same sessions
+
+
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_stopped_and_resumed_run_equals_the_unbroken_one(toy_data: Path, tmp_path: Path, stop_after: int) -> None:
     settings = settings_for(toy_data, tmp_path, modality_dropout=0.5)

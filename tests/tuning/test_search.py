@@ -1,17 +1,28 @@
 """A search on a real cluster, with a real study and a real tracker."""
 
-import json
-import multiprocessing
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import optuna
 import pytest
+import ray
 import yaml
-from filelock import FileLock
+from tests.conftest import REPOSITORY
 
 from emolab.names import UserError
 from emolab.tracking.runs import MLflowTracker, open_tracker
-from emolab.tuning.search import SearchResult, TuneSettings, plan_search, search
+from emolab.tracking.tracker import NoTracker
+from emolab.tuning import packed
+from emolab.tuning.pack import Answers, TrialPack
+from emolab.tuning.plan import calibrate, plan_search
+from emolab.tuning.search import SearchResult, search
+from emolab.tuning.settings import TuneSettings
 
 SPACE = {
     "parameters": {
@@ -19,6 +30,8 @@ SPACE = {
         "training.kl_weight": {"distribution": "float", "low": 0.001, "high": 1.0, "log": True},
     }
 }
+HARMLESS = {"parameters": {"training.kl_weight": SPACE["parameters"]["training.kl_weight"]}}
+"""No trial of which diverges."""
 
 
 def tune_settings(data: Path, folder: Path, **tuning: object) -> TuneSettings:
@@ -129,35 +142,111 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_starts(
 
 
 @pytest.mark.ray
+def test_a_dry_run_says_how_long_it_will_take(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = tune_settings(toy_data, tmp_path, final={"top": 2, "seeds": 3})
+    plan = plan_search(settings)
+    text = plan.describe(settings) + calibrate(settings, plan)
+    for part in (
+        "8 trials of at most 6 epochs",
+        "1 at a time with 1 CPU each",
+        "decisions after epochs 1, 3",
+        "the best 2 trained with 3 seeds each",
+        "expected: 16 of at most 48 epochs in the search, 36 in the final, 6 for the best",
+        " s an epoch from 3 steps of 1 configuration(s)",
+        ": about ",
+    ):
+        assert part in text, text
+    assert not Path(settings.output).exists()
+
+
+@pytest.mark.ray
 def test_concurrency_is_computed_from_the_cluster(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
     assert plan_search(tune_settings(toy_data, tmp_path, concurrency=None)).concurrency == 2
     assert plan_search(tune_settings(toy_data, tmp_path, concurrency=64)).concurrency == 2
 
 
-def _hold(folder: Path, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
-    folder.mkdir(parents=True)
-    with FileLock(folder / "study.lock"):
-        (folder / "holder.json").write_text(json.dumps({"pid": 4242, "host": "elsewhere"}))
-        ready.set()
-        done.wait(60)
+DRIVER = """
+import json, sys
+from pathlib import Path
+from emolab.cluster import ClusterSettings, connected
+from emolab.tracking.runs import open_tracker
+from emolab.tuning.search import search
+from emolab.tuning.settings import TuneSettings
+settings = TuneSettings.model_validate(json.loads(sys.argv[1]))
+with connected(ClusterSettings(address=sys.argv[2])):
+    tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+    search(settings, tracker, report=lambda line: print(line, flush=True))
+"""
 
 
+@pytest.mark.slow
 @pytest.mark.ray
-def test_a_second_driver_is_refused_and_told_who_holds_the_study(
+def test_a_killed_driver_loses_nothing_and_a_second_one_is_refused(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
-    settings = tune_settings(toy_data, tmp_path)
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path / "runs" / "search", ready, done))
-    holder.start()
+    """SIGKILL after two finished trials, in the middle of the third; then the same search again."""
+    settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="none")
+    settings = settings.model_copy(update={"training": settings.training.model_copy(update=LONG)})
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    tracker = tracker_of(settings)
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, settings.model_dump_json(), address],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'platform'}:{REPOSITORY / 'model'}"},
+    )
+    assert driver.stdout is not None
     try:
-        assert ready.wait(60)
-        with pytest.raises(UserError, match=r"in use by another process .*4242"):
-            search(settings, tracker_of(settings))
+        ended = [driver.stdout.readline() for _ in range(2)]
+        assert [line.startswith(f"trial {i} complete after 30 epochs") for i, line in enumerate(ended)] == [True] * 2
+        with pytest.raises(UserError, match=f"in use by another process .*{driver.pid}"):
+            search(settings, tracker)
+        third = wait_for_running(tmp_path / "runs" / "search" / "study.db")
     finally:
-        done.set()
-        holder.join()
+        driver.kill()
+        driver.wait()
+    before = study_of(tmp_path / "runs" / "search" / "study.db")
+    assert [t.state.name for t in before] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    lines: list[str] = []
+    result = search(settings, tracker, report=lines.append)
+    assert lines[0] == "resuming: 2 trials are finished, 1 were interrupted and run again"
+    after = study_of(tmp_path / "runs" / "search" / "study.db")
+    assert [t.state.name for t in after] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [(t.params, t.values, t.intermediate_values) for t in after[:2]] == [
+        (t.params, t.values, t.intermediate_values) for t in before[:2]
+    ]
+    assert after[3].params == third
+    assert after[2].user_attrs["reason"] == "interrupted"
+    assert len(result.records) == 4
+    runs = [tracker.client.get_run(run_id) for run_id in tracker.children(result.run_id)]
+    states = [(run.data.tags["emolab.trial"], run.data.tags["emolab.trial_state"], run.info.status) for run in runs]
+    assert sorted(states) == [
+        ("0", "complete", "FINISHED"),
+        ("1", "complete", "FINISHED"),
+        ("2", "interrupted", "KILLED"),
+        ("3", "complete", "FINISHED"),
+        ("4", "complete", "FINISHED"),
+    ]
+
+
+LONG = {"epochs": 30, "patience": 30, "decay_epochs": ()}
+
+
+def study_of(path: Path) -> list[optuna.trial.FrozenTrial]:
+    """The trials as another program reads them."""
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{path}").trials
+
+
+def wait_for_running(path: Path) -> dict[str, Any]:
+    """Parameters of the third trial, once the database has them."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        trials = study_of(path)
+        if len(trials) > 2 and trials[2].params:
+            return trials[2].params
+        time.sleep(0.05)
+    raise AssertionError("the third trial never reached the database")
 
 
 @pytest.mark.slow
@@ -205,3 +294,109 @@ def test_robustness_as_a_second_objective_ends_in_a_pareto_front(
     }
     assert set(result.study.front()) == set(pairs) - beaten
     assert result.best.number in result.study.front()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_one_process_repeats_a_search_trial_by_trial(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    """Draws, curves, decisions and ends: everything but the clock."""
+
+    def trials(name: str, **more: Any) -> list[Any]:
+        (tmp_path / name).mkdir()
+        result = search(tune_settings(toy_data, tmp_path / name, trials=10, **more), NoTracker())
+        return [(r.number, r.state, r.parameters, r.curve, r.reason) for r in result.records]
+
+    first = trials("a")
+    assert trials("b") == first
+    assert trials("c", seed=1) != first
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_final_is_won_by_the_mean_over_seeds_and_runs_once(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=5, final={"top": 2, "seeds": 3})
+    tracker = tracker_of(settings)
+    result = search(settings, tracker)
+    first, second = result.finalists
+    assert first.mean >= second.mean
+    assert result.best == first.record
+    assert {first.record.number, second.record.number} == {r.number for r in result.study.ranking()[:2]}
+    assert len(first.values) == len(second.values) == 3
+    assert first.half_width == pytest.approx(4.302653 * np.std(first.values, ddof=1) / 3**0.5, abs=1e-6)
+    finals = tracker.find("emolab.kind", "final", parent=result.run_id)
+    seeds = [tracker.client.get_run(run_id).data.params["training.seed"] for run_id in finals]
+    assert sorted(seeds) == ["1", "1", "2", "2", "3", "3"]
+    again = search(settings, tracker)
+    assert again.finalists == result.finalists
+    assert len(tracker.find("emolab.kind", "final", parent=result.run_id)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_model_over_a_limit_is_not_trained(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=4, sampler="grid", constraints={"parameters": 5000})
+    space = {"parameters": {"model.d_model": {"distribution": "categorical", "choices": [4, 8, 32, 64]}}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    result = search(settings, NoTracker())
+    by_width = {r.parameters["model.d_model"]: r for r in result.records}
+    assert sorted(by_width) == [4, 8, 32, 64]
+    for width in (32, 64):
+        assert by_width[width].state == "PRUNED"
+        assert by_width[width].epochs == 0
+        assert by_width[width].reason == "over the limit: parameters"
+    assert result.best.parameters["model.d_model"] in (4, 8)
+    trials = study_of(result.folder / "study.db")
+    assert all((t.constraints["parameters"] > 0) == (t.params["model.d_model"] > 8) for t in trials)
+
+
+class MortalPack(TrialPack):
+    """Dies in the middle of trial 1 once, and of trial 2 whenever it comes to it."""
+
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
+        flag = Path(self._base.output) / "died"
+        number = draws[0][0]
+        if number == 2 or (number == 1 and not flag.exists()):
+            super().advance(draws, 3)
+            flag.touch()
+            os._exit(1)
+        return super().advance(draws, until)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_lost_process_costs_a_trial_its_epochs_and_nothing_else(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="none", sampler="random")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    monkeypatch.setattr(packed, "TrialPack", MortalPack)
+    result = search(settings, NoTracker())
+    by_number = {r.number: r for r in result.records}
+    assert [by_number[n].state for n in range(4)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert by_number[2].reason == "the trial's process died, 3 times"
+    assert list(by_number[1].curve) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_population_goes_on_from_its_best_and_the_study_holds_every_member(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    """Half of the members learn nothing at their rates: what they end with, they have from the others."""
+    settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="pbt", sampler="random", grace_epochs=2)
+    rates = {"distribution": "categorical", "choices": [1e-9, 0.01]}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"parameters": {"training.learning_rate": rates}}))
+    result = search(settings, NoTracker())
+    assert [r.state for r in result.records] == ["COMPLETE"] * 4
+    assert all(r.epochs >= 6 for r in result.records)
+    trials = study_of(result.folder / "study.db")
+    began = {t.number: t.params["training.learning_rate"] for t in trials}
+    schedules = {t.number: t.user_attrs["schedule"] for t in trials}
+    assert all(schedules[number][0]["parameters"]["training.learning_rate"] == rate for number, rate in began.items())
+    weak = [number for number, rate in began.items() if rate == 1e-9]
+    assert 0 < len(weak) < 4
+    assert any(len(schedules[number]) > 1 for number in weak)
+    for record in result.records:
+        assert record.parameters == schedules[record.number][-1]["parameters"]

@@ -1,8 +1,11 @@
 """Search spaces: whatever could fail in a trial is refused before the first one starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import optuna
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -14,15 +17,21 @@ from edu_emotionnet import zoo
 from emolab.configuration import read_preset, validate
 from emolab.names import UserError
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.schema import space_schema
 from emolab.tuning.space import configured, read_space
 
 BASE = validate(TrainSettings, read_preset("small", TrainSettings))
 FILES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
 
 
+LAYERS = {"distribution": "int", "low": 1, "high": 2}
+DROPOUT = {"distribution": "float", "low": 0.0, "high": 0.5}
+CONDITIONAL = {"model.name": {"distribution": "categorical", "choices": ["late_fusion", "mult"]}}
+
+
 def read(parameters: Any, folder: Path) -> None:
     path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump({"parameters": parameters}))
+    path.write_text(yaml.safe_dump({"parameters": parameters}, sort_keys=False))
     read_space(path, BASE)
 
 
@@ -43,6 +52,15 @@ def read(parameters: Any, folder: Path) -> None:
         ({"training.epochs": {"distribution": "int", "low": 0, "high": 3}}, ["epochs"]),
         ({"data": {"distribution": "categorical", "choices": ["a"]}}, ["data", "only keys of model and training"]),
         ({"model.heads": {"distribution": "categorical", "choices": []}}, ["choices"]),
+        (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.name": ["mullt"]}}}, ["model.layers", "mullt"]),
+        (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.nam": ["mult"]}}}, ["did you mean 'model.name'"]),
+        (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.name": []}}}, ["model.layers", "model.name"]),
+        ({"model.layers": LAYERS | {"when": {"model.name": ["mult"]}}} | CONDITIONAL, ["no earlier parameter"]),
+        (
+            {"model.layers": LAYERS, "model.dropout": DROPOUT | {"when": {"model.layers": [1]}}},
+            ["model.dropout", "not categorical"],
+        ),
+        (CONDITIONAL | {"model.cmaa": {"distribution": "categorical", "choices": [True]}}, ["cmaa", "late_fusion"]),
         ({}, ["parameters"]),
         ("nonsense", ["parameters"]),
     ],
@@ -55,15 +73,21 @@ def test_a_wrong_space_is_refused_with_file_and_key(parameters: Any, parts: list
         assert part in str(error.value), str(error.value)
 
 
-def draw(data: st.DataObject, distribution: BaseDistribution) -> Any:
-    """Any value the distribution can give."""
-    if isinstance(distribution, CategoricalDistribution):
-        return data.draw(st.sampled_from(distribution.choices))
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if step is None:
-        return data.draw(st.floats(low, high))
-    return low + step * data.draw(st.integers(0, round((high - low) / step)))
+class Drawing(optuna.trial.FixedTrial):
+    """A trial whose values hypothesis chooses, among all that a distribution can give."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        super().__init__({})
+        self.data = data
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            return self.data.draw(st.sampled_from(distribution.choices))
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, high, step = distribution.low, distribution.high, distribution.step
+        if step is None:
+            return self.data.draw(st.floats(low, high))
+        return low + step * self.data.draw(st.integers(0, round((high - low) / step)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -71,13 +95,40 @@ def draw(data: st.DataObject, distribution: BaseDistribution) -> Any:
 @given(data=st.data())
 def test_every_configuration_a_shipped_space_can_draw_builds_a_model(path: Path, data: st.DataObject) -> None:
     space = read_space(path, BASE)
-    parameters = {key: draw(data, distribution) for key, distribution in space.distributions().items()}
+    parameters = space.draw(Drawing(data))  # pyright: ignore[reportArgumentType]
     chosen = configured(BASE, parameters)
     options = chosen.model.options
+    for key, value in parameters.items():
+        section, name = key.split(".")
+        assert chosen.model_dump(mode="json")[section][name] == value
     if options.d_model <= 64:
-        assert zoo.build(chosen.model.name, options, dimensions={"audio": 3}, classes=2) is not None
+        dimensions = {"audio": 3, "visual": 2, "text": 2}
+        assert zoo.build(chosen.model.name, options, dimensions=dimensions, classes=2) is not None
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_shipped_space_explains_itself(path: Path) -> None:
-    assert path.read_text().startswith("# ")
+def test_a_conditional_parameter_is_drawn_exactly_where_its_condition_holds() -> None:
+    space = read_space(REPOSITORY / "search_spaces" / "baselines.yaml", BASE)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        drawn = space.draw(study.ask())
+        assert ("model.attention_dropout" in drawn) == (drawn["model.name"] == "mult")
+        assert ("model.similarity_weight" in drawn) == (drawn["model.name"] == "misa")
+        seen.add(drawn["model.name"])
+    assert len(seen) == 6
+
+
+def test_another_model_takes_over_the_options_it_has_and_keeps_its_own_defaults() -> None:
+    chosen = configured(BASE, {"model.name": "mult"}).model.model_dump()
+    assert (chosen["d_model"], chosen["heads"], chosen["layers"]) == (32, 2, 1)
+    assert (chosen["attention_dropout"], chosen["embedding_dropout"]) == (0.1, 0.25)
+
+
+def test_the_schema_for_editors_is_up_to_date_and_every_shipped_space_obeys_it() -> None:
+    schema = (REPOSITORY / "search_spaces" / "schema.json").read_text()
+    assert schema == space_schema(), "python -m emolab.tuning.schema > search_spaces/schema.json"
+    for path in FILES:
+        assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n# ")
+        jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(schema))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"parameters": {"data": {"distribution": "int", "low": 1, "high": 2}}}, json.loads(schema))

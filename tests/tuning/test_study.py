@@ -1,91 +1,257 @@
-"""What Optuna is told is what happened."""
+"""What Optuna is told is what happened, and what the database holds survives the process."""
 
+import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from tests.conftest import REPOSITORY
 
-from emolab.tuning.searcher import FAILURE, FINISHED, StudySearch
-from emolab.tuning.study import METRIC, Study
+from emolab.names import UserError
+from emolab.tuning.methods import make_pruner, make_sampler
+from emolab.tuning.space import SearchSpace
+from emolab.tuning.storage import WriteBehindStorage
+from emolab.tuning.study import Study
 
-SPACE: dict[str, optuna.distributions.BaseDistribution] = {
-    "training.learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
-    "model.dropout": optuna.distributions.FloatDistribution(0.0, 0.5),
-}
+SPACE = SearchSpace.model_validate(
+    {
+        "parameters": {
+            "training.learning_rate": {"distribution": "float", "low": 1e-4, "high": 1e-2, "log": True},
+            "model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5},
+        }
+    }
+)
 
 
-def open_study(folder: Path) -> Study:
-    return Study(folder / "study.db", "s", seed=0, sampler="tpe")
+def open_study(folder: Path, *, scheduler: str = "none") -> Study:
+    pruner = make_pruner(scheduler, grace=1, factor=3, epochs=9)  # pyright: ignore[reportArgumentType]
+    study = Study(folder / "study.db", "s", space=SPACE, pruner=pruner)
+    study.use_sampler(make_sampler("tpe", seed=0, space=SPACE, earlier=study.history()))
+    return study
 
 
-def result(epoch: int, value: float, *, finished: bool = False) -> dict[str, object]:
-    return {METRIC: value, "epoch": epoch, FINISHED: finished}
+def stored(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    """The study as another program reads it."""
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+def finish(study: Study, number: int, value: float) -> None:
+    study.report(number, 1, value)
+    study.tell(number, "COMPLETE", [value], epochs=1)
 
 
 def test_every_way_to_end_is_recorded_as_what_it_was(tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    search = StudySearch(study, SPACE)
-    for trial in ("finished", "stopped", "nan", "crashed"):
-        assert search.suggest(trial) is not None
-    search.on_trial_result("finished", result(1, 0.5))
-    search.on_trial_complete("finished", result(2, 0.6, finished=True))
-    search.on_trial_result("stopped", result(1, 0.2))
-    search.on_trial_complete("stopped", result(2, 0.3))
-    search.on_trial_complete("nan", {METRIC: float("nan"), "epoch": 1, FAILURE: "non-finite loss at epoch 2, step 1"})
-    search.on_trial_complete("crashed", None, error=True)
-    search.on_trial_complete("crashed", None, error=True)  # Tune may say it twice
-    trials = study.history()
-    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL]
+    for expected in range(4):
+        assert study.ask().number == expected
+    study.report(0, 1, 0.5)
+    study.report(0, 2, 0.6)
+    study.tell(0, "COMPLETE", [0.6], epochs=2, seconds=1.5)
+    study.report(1, 1, 0.2)
+    study.report(1, 2, 0.3)
+    study.tell(1, "PRUNED", reason="pruned after epoch 2", epochs=2)
+    study.tell(2, "FAIL", reason="non-finite loss at epoch 2, step 1", epochs=1)
+    study.constrain(3, {"parameters": 12.0})
+    study.tell(3, "PRUNED", reason="over the limit: parameters")
+    study.flush()
+    trials = stored(tmp_path)
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.PRUNED]
     assert trials[0].value == 0.6
     assert trials[0].intermediate_values == {1: 0.5, 2: 0.6}
     assert trials[1].value == 0.3  # a pruned trial's last value
     assert "non-finite loss at epoch 2, step 1" in trials[2].user_attrs["reason"]
+    assert trials[3].constraints == {"parameters": 12.0}
     assert all(t.user_attrs.get("reason") for t in trials[1:])
     assert study.finished() == 4
+    assert study.epochs() == 5
     best = study.best()
     assert best is not None
     assert best.number == 0
+    assert [r.state for r in study.records()] == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
 
 
 def test_interrupted_trials_are_queued_again_with_their_parameters_and_nothing_is_drawn_twice(tmp_path: Path) -> None:
-    search = StudySearch(open_study(tmp_path), SPACE)
-    drawn = [search.suggest(f"t{i}") for i in range(5)]
-    for i in range(3):
-        search.on_trial_complete(f"t{i}", result(1, 0.1 * i, finished=True))
+    study = open_study(tmp_path)
+    drawn = [study.ask() for _ in range(5)]
+    for draw in drawn[:3]:
+        finish(study, draw.number, 0.1 * draw.number)
+    study.flush()
     reopened = open_study(tmp_path)
     assert reopened.requeue_interrupted() == 2
     assert reopened.requeue_interrupted() == 0
     assert reopened.finished() == 3
-    search = StudySearch(reopened, SPACE)
-    again = [search.suggest(f"r{i}") for i in range(4)]
-    assert again[:2] == drawn[3:]
-    assert not [point for point in again[2:] if point in drawn]
-    for i in range(4):
-        search.on_trial_complete(f"r{i}", result(1, 0.5, finished=True))
+    again = [reopened.ask() for _ in range(4)]
+    assert [draw.parameters for draw in again[:2]] == [draw.parameters for draw in drawn[3:]]
+    assert not [draw for draw in again[2:] if draw.parameters in [d.parameters for d in drawn]]
+    for draw in again:
+        finish(reopened, draw.number, 0.5)
     assert reopened.finished() == 7
     assert len(reopened.records()) == 7
+    reopened.flush()
+    assert sum(t.user_attrs.get("reason") == "interrupted" for t in stored(tmp_path)) == 2
+
+
+def test_a_configuration_with_the_same_labels_is_queued_once_also_by_a_later_process(tmp_path: Path) -> None:
+    point = {"training.learning_rate": 1e-3, "model.dropout": 0.25}
+    for _ in range(2):
+        study = open_study(tmp_path)
+        study.requeue_interrupted()
+        for seed in (1, 2):
+            study.enqueue(point, {"seed": seed})
+        assert study.waiting() == 2
+        draw = study.ask()  # and the process dies
+        assert draw.parameters == point
+        study.flush()
 
 
 def test_one_process_draws_the_same_points_for_the_same_seed(tmp_path: Path) -> None:
     points = []
     for name in ("a", "b"):
-        search = StudySearch(open_study(tmp_path / name), SPACE)
+        study = open_study(tmp_path / name)
         mine = []
-        for i in range(14):
-            mine.append(search.suggest(f"t{i}"))
-            search.on_trial_complete(f"t{i}", result(1, mine[-1]["model.dropout"], finished=True))
+        for _ in range(14):
+            draw = study.ask()
+            mine.append(draw.parameters)
+            finish(study, draw.number, draw.parameters["model.dropout"])
         points.append(mine)
     assert points[0] == points[1]
+
+
+def test_the_pruner_is_asked_with_what_was_reported(tmp_path: Path) -> None:
+    study = open_study(tmp_path, scheduler="asha")
+    stopped = []
+    for value in (0.5, 0.1, 0.2, 0.9):
+        draw = study.ask()
+        study.report(draw.number, 1, value)
+        stopped.append(study.should_prune(draw.number))
+        study.tell(draw.number, "PRUNED", epochs=1) if stopped[-1] else finish(study, draw.number, value)
+    assert stopped == [False, True, True, False]
 
 
 def test_importances_need_enough_trials(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     assert study.importances() == {}
-    search = StudySearch(study, SPACE)
-    for i in range(20):
-        point = search.suggest(f"t{i}")
-        assert point is not None
-        search.on_trial_complete(f"t{i}", result(1, point["model.dropout"], finished=True))
+    for _ in range(20):
+        draw = study.ask()
+        finish(study, draw.number, draw.parameters["model.dropout"])
     importances = study.importances()
     assert importances["model.dropout"] == pytest.approx(max(importances.values()))
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.just(("ask",)),
+        st.tuples(st.just("report"), st.integers(0, 5), st.floats(0, 1)),
+        st.tuples(st.just("attribute"), st.integers(0, 5), st.text(max_size=5)),
+        st.tuples(st.just("end"), st.integers(0, 5), st.sampled_from(["COMPLETE", "PRUNED", "FAIL"])),
+        st.just(("flush",)),
+        st.just(("reopen",)),
+    ),
+    min_size=5,
+    max_size=25,
+)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=ACTIONS)
+def test_the_database_always_ends_where_memory_is(actions: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("storage")
+    url = f"sqlite:///{folder / 'study.db'}"
+
+    def opened() -> tuple[WriteBehindStorage, optuna.Study]:
+        storage = WriteBehindStorage(url, "s", [StudyDirection.MAXIMIZE])
+        return storage, optuna.load_study(study_name="s", storage=storage, sampler=optuna.samplers.RandomSampler(0))
+
+    storage, study = opened()
+    for action, *rest in actions:
+        running = [t for t in study.trials if t.state == TrialState.RUNNING]
+        if action == "ask":
+            with storage.together():
+                study.ask().suggest_float("x", 0, 1)
+        elif action == "flush":
+            storage.flush()
+        elif action == "reopen":
+            storage.flush()
+            storage, study = opened()
+        elif running:
+            trial = optuna.Trial(study, running[rest[0] % len(running)]._trial_id)
+            if action == "report":
+                trial.report(rest[1], trial.number)
+            elif action == "attribute":
+                trial.set_user_attr("note", rest[1])
+            else:
+                state = TrialState[rest[1]]
+                study.tell(trial, [0.5] if state == TrialState.COMPLETE else None, state=state)
+    storage.flush()
+    there = optuna.load_study(study_name="s", storage=url).trials
+    assert len(there) == len(study.trials)
+    for mine, theirs in zip(study.trials, there, strict=True):
+        for part in ("number", "state", "params", "values", "intermediate_values", "user_attrs"):
+            assert getattr(mine, part) == getattr(theirs, part), part
+
+
+def test_what_was_acknowledged_survives_a_sudden_death(tmp_path: Path) -> None:
+    """The process ends by SIGKILL right after a trial became durable, with another one just begun."""
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(REPOSITORY), str(REPOSITORY / "platform"), str(REPOSITORY / "model")]!r}
+from pathlib import Path
+from tests.tuning.test_study import finish, open_study
+study = open_study(Path({str(tmp_path)!r}))
+for i in range(3):
+    finish(study, study.ask().number, 0.1 * i)
+while not study.durable(2): pass
+study.ask()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == -9, result.stderr
+    study = open_study(tmp_path)
+    assert [r.value for r in sorted(study.records(), key=lambda r: r.number)] == [0.0, 0.1, 0.2]
+    assert study.requeue_interrupted() in (0, 1)  # the last one may not have reached the database
+    assert study.finished() == 3
+
+
+def test_a_database_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    draw = study.ask()
+    study.flush()
+    holder = sqlite3.connect(tmp_path / "study.db")
+    holder.execute("DROP TABLE trial_values")
+    holder.commit()
+    finish(study, draw.number, 0.5)
+    with pytest.raises(UserError, match=r"study\.db cannot be written"):
+        study.flush()
+    with pytest.raises(UserError, match=r"study\.db cannot be written"):
+        study.ask()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("nothing of the kind\n" * 100)
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_study(tmp_path)
+    assert (tmp_path / "study.db").read_text().startswith("nothing")
+
+
+def test_cma_es_keeps_no_pickle_in_the_database(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    study.use_sampler(make_sampler("cmaes", seed=0, space=SPACE))
+    for _ in range(12):
+        draw = study.ask()
+        finish(study, draw.number, draw.parameters["model.dropout"])
+    study.flush()
+    assert any(key.startswith("cma:") for t in study.history() for key in t.system_attrs)
+    assert not [key for t in stored(tmp_path) for key in t.system_attrs if key.startswith("cma:")]
+    resumed = Study(tmp_path / "study.db", "s", space=SPACE)
+    resumed.use_sampler(make_sampler("cmaes", seed=0, space=SPACE, earlier=resumed.history()))
+    draws = [resumed.ask().parameters["model.dropout"] for _ in range(6)]
+    assert sum(draws) / len(draws) > 0.25  # it goes on where the good ones were

@@ -12,12 +12,15 @@ from rich.table import Table
 from emolab.cluster import cluster_gpus, connected, joins_cluster
 from emolab.registry.versions import register
 from emolab.reports.search import search_page
+from emolab.reports.search_figures import search_figures
 from emolab.sessions.manifest import Manifest, write_atomically
 from emolab.studies.dataset import dataset
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
 from emolab.training.train import TrainedModel, train
-from emolab.tuning.search import SearchResult, TuneSettings, plan_search, search
+from emolab.tuning.plan import calibrate, plan_search
+from emolab.tuning.search import SearchResult, search
+from emolab.tuning.settings import TuneSettings
 
 
 def default_preset() -> tuple[str, str]:
@@ -43,8 +46,10 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
     with connected(settings.cluster):
         if dataset(settings.data, settings.prepare, report=report, dry_run=dry_run) is None:
             return None
-        report(plan_search(settings).describe(settings))
+        plan = plan_search(settings)
+        report(plan.describe(settings))
         if dry_run:
+            report(calibrate(settings, plan))
             return None
         tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
         result = search(settings, tracker, report=report)
@@ -68,8 +73,11 @@ def _conclude(
 ) -> None:
     run = tracker.resume(result.run_id)
     page = result.folder / "report.html"
-    write_atomically(page, search_page(result, winner))
+    figures = search_figures(result)
+    write_atomically(page, search_page(result, winner, figures))
     run.log_file(page)
+    for name, figure in figures.items():
+        run.log_text(figure.decode(), f"figures/{name}.svg")
     run.log_metrics({"best_trial_macro_f1": result.best.value or 0.0}, step=len(result.records))
     best = result.folder / "best.yaml"
     lines = [
@@ -109,8 +117,10 @@ def _comparison(manifest: Manifest, result: SearchResult, winner: TrainedModel) 
     reference = manifest.splits["validation"].reference_scores
     parameters = ", ".join(f"{key}={_number(value)}" for key, value in result.best.parameters.items())
     ceiling = f", ceiling {reference['ceiling_macro_f1']:.4f}" if "ceiling_macro_f1" in reference else ""
+    chosen = result.finalists[0] if result.finalists else None
     return [
         f"best parameters: {parameters}",
+        *([f"final: {chosen.mean:.4f} ± {chosen.half_width:.4f} over {len(chosen.values)} seeds"] if chosen else []),
         f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
         f"{winner.progress.best_macro_f1:.4f} (class prior {prior_macro_f1(manifest):.4f}{ceiling})",
     ]

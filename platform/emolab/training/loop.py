@@ -82,7 +82,7 @@ def fit(
         losses = _train_epoch(wrapped, optimizer, data, settings, progress.epoch, workers)
         evaluation = evaluate(model, data.validation, settings, workers=workers) if len(data.validation) else None
         seconds = time.perf_counter() - started
-        progress = _advance(progress, settings, losses, evaluation, sessions_per_second=len(data.train) / seconds)
+        progress = advance(progress, settings, losses, evaluation, sessions_per_second=len(data.train) / seconds)
         if progress.best_epoch == progress.epoch or settings.selection == "last":
             best = _copy(model.state_dict())
         if checkpoints is not None and workers.rank == 0:
@@ -111,20 +111,21 @@ def _train_epoch(
     """One pass over the training split -> (3,) loss, cross-entropy and smoothness per labelled step."""
     model.train()
     # Random streams are a function of (seed, epoch, rank), so a resumed epoch draws what the unbroken one drew.
-    torch.manual_seed(_mix(settings.seed, epoch + 1, workers.rank))
+    torch.manual_seed(mix_seed(settings.seed, epoch + 1, workers.rank))
     batches = epoch_batches(
-        len(data.train),
+        data.train.lengths,
         settings.batch_size,
         seed=settings.seed,
         epoch=epoch,
         rank=workers.rank,
         workers=workers.count,
+        bucket_batches=settings.length_buckets,
     )
     sums = torch.zeros(4, dtype=torch.float64, device=workers.device)
     for step, indices in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(epoch, step, len(batches))
-        batch = _training_batch(data, indices, settings, epoch).to(workers.device)
+        batch = training_batch(data, indices, settings, epoch).to(workers.device)
         losses = combined_loss(model(batch), batch)
         total = losses.total(settings.kl_weight)
         shared = workers.sum(
@@ -173,9 +174,10 @@ def confusion_counts(log_probabilities: Tensor, batch: SessionBatch) -> Tensor:
     return torch.bincount(pairs[batch.labelled], minlength=classes * classes).view(classes, classes)
 
 
-def _training_batch(
+def training_batch(
     data: TrainingData, indices: NDArray[np.int64], settings: TrainingSettings, epoch: int
 ) -> SessionBatch:
+    """The sessions at these positions as an epoch's training sees them, with what the recipe takes away or adds."""
     batch = _share(data.train, indices)
     ids = [data.train.session_ids[index] for index in indices]
     if settings.modality_dropout and ids:
@@ -195,7 +197,7 @@ def _share(store: SessionStore, indices: NDArray[np.int64]) -> SessionBatch:
     return replace(batch, labels=torch.full_like(batch.labels, IGNORED_LABEL), lengths=torch.ones_like(batch.lengths))
 
 
-def _advance(
+def advance(
     progress: Progress,
     settings: TrainingSettings,
     losses: Tensor,
@@ -203,6 +205,11 @@ def _advance(
     *,
     sessions_per_second: float,
 ) -> Progress:
+    """Where a run stands after one more epoch.
+
+    Args:
+        losses: (3,) loss, cross-entropy and smoothness per labelled step.
+    """
     epoch = progress.epoch + 1
     score = evaluation.macro_f1 if evaluation is not None else None
     improved = score is not None and score > progress.best_macro_f1
@@ -263,7 +270,7 @@ def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in weights.items()}
 
 
-def _mix(*parts: int) -> int:
+def mix_seed(*parts: int) -> int:
     """One 64-bit seed out of several small numbers (splitmix64), equal on every platform."""
     state = 0
     for part in parts:

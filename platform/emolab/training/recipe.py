@@ -101,6 +101,11 @@ class TrainingSettings(Settings):
     feature_noise: float = Field(
         default=0.0, ge=0.0, description="largest Gaussian noise in training, in standard deviations of each feature"
     )
+    length_buckets: int = Field(
+        default=0,
+        ge=0,
+        description="sessions of so many batches are sorted by length before they are cut into batches; 0: not sorted",
+    )
     patience: int = Field(default=5, ge=1, description="epochs without a better validation macro-F1 before stopping")
     selection: Literal["best", "last"] = Field(
         default="best",

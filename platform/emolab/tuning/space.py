@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import optuna
 from pydantic import Field, field_validator, model_validator
 
+from edu_emotionnet import zoo
 from emolab.configuration import Settings, merge, nested, read_yaml, validate
 from emolab.names import UserError, nearest
 from emolab.training.recipe import TrainSettings
 
 DISTRIBUTIONS = ("float", "int", "categorical")
+SHAPE_FREE = (
+    "training.kl_weight",
+    "training.learning_rate",
+    "training.weight_decay",
+    "training.modality_dropout",
+    "training.feature_noise",
+    "training.gradient_clip",
+    "training.seed",
+    "model.dropout",
+)
+"""Keys that change neither a tensor's shape nor how many steps an epoch has."""
+
+Value = bool | int | float | str | None
 
 
-class FloatParameter(Settings):
+class ParameterSettings(Settings):
+    """What all distributions share."""
+
+    when: dict[str, tuple[Value, ...]] = Field(
+        default={},
+        description="draw this parameter only in configurations in which each of these earlier, categorical "
+        "parameters has one of the listed values",
+    )
+
+
+class FloatParameter(ParameterSettings):
     """A real number in [low, high]."""
 
     distribution: Literal["float"]
     low: float
     high: float
     log: bool = Field(default=False, description="draw uniformly on a logarithmic scale")
-    step: float | None = Field(default=None, gt=0.0)
+    step: float | None = Field(default=None, gt=0.0, description="distance of neighbouring values; null: continuous")
 
     @model_validator(mode="after")
     def _ordered(self) -> FloatParameter:
@@ -31,44 +58,59 @@ class FloatParameter(Settings):
             raise ValueError("log and step exclude each other")
         return self
 
-    def to_optuna(self) -> optuna.distributions.BaseDistribution:
-        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+    def draw(self, trial: optuna.Trial, key: str) -> Any:
+        return trial.suggest_float(key, self.low, self.high, log=self.log, step=self.step)
 
     def extremes(self) -> list[Any]:
         return [self.low, self.high]
 
+    def values(self) -> list[Any] | None:
+        """Every value it can take; None where there are infinitely many."""
+        if self.step is None:
+            return [self.low] if self.low == self.high else None
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        return [float(np.round(self.low + i * self.step, 12)) for i in range(count)]
 
-class IntParameter(Settings):
+
+class IntParameter(ParameterSettings):
     """A whole number in [low, high]."""
 
     distribution: Literal["int"]
     low: int
     high: int
-    log: bool = False
-    step: int = Field(default=1, ge=1)
+    log: bool = Field(default=False, description="draw uniformly on a logarithmic scale")
+    step: int = Field(default=1, ge=1, description="distance of neighbouring values")
 
     @model_validator(mode="after")
     def _ordered(self) -> IntParameter:
         _check_range(self.low, self.high, log=self.log)
+        if self.log and self.step != 1:
+            raise ValueError("log and step exclude each other")
         return self
 
-    def to_optuna(self) -> optuna.distributions.BaseDistribution:
-        return optuna.distributions.IntDistribution(self.low, self.high, log=self.log, step=self.step)
+    def draw(self, trial: optuna.Trial, key: str) -> Any:
+        return trial.suggest_int(key, self.low, self.high, log=self.log, step=self.step)
 
     def extremes(self) -> list[Any]:
         return [self.low, self.high]
 
+    def values(self) -> list[Any] | None:
+        return list(range(self.low, self.high + 1, self.step))
 
-class CategoricalParameter(Settings):
+
+class CategoricalParameter(ParameterSettings):
     """One of a list of values."""
 
     distribution: Literal["categorical"]
-    choices: tuple[bool | int | float | str | None, ...] = Field(min_length=1)
+    choices: tuple[Value, ...] = Field(min_length=1)
 
-    def to_optuna(self) -> optuna.distributions.BaseDistribution:
-        return optuna.distributions.CategoricalDistribution(self.choices)
+    def draw(self, trial: optuna.Trial, key: str) -> Any:
+        return trial.suggest_categorical(key, self.choices)
 
     def extremes(self) -> list[Any]:
+        return list(self.choices)
+
+    def values(self) -> list[Any] | None:
         return list(self.choices)
 
 
@@ -78,7 +120,11 @@ Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Fiel
 class SearchSpace(Settings):
     """What a search draws: dotted configuration key -> distribution."""
 
-    parameters: dict[str, Parameter] = Field(min_length=1)
+    parameters: dict[str, Parameter] = Field(
+        min_length=1,
+        description="dotted configuration key -> distribution",
+        json_schema_extra={"propertyNames": {"pattern": r"^(model|training)\."}},
+    )
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -92,38 +138,114 @@ class SearchSpace(Settings):
                 )
         return parameters
 
-    def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """As Optuna wants them."""
-        return {key: parameter.to_optuna() for key, parameter in self.parameters.items()}
+    @model_validator(mode="after")
+    def _conditions(self) -> SearchSpace:
+        earlier: dict[str, Parameter] = {}
+        for key, parameter in self.parameters.items():
+            for parent, wanted in parameter.when.items():
+                _check_condition(key, parent, wanted, earlier)
+            earlier[key] = parameter
+        return self
+
+    @property
+    def conditional(self) -> bool:
+        return any(parameter.when for parameter in self.parameters.values())
+
+    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Values for one trial, in the order of the file; conditional ones where their condition holds."""
+        drawn: dict[str, Any] = {}
+        for key, parameter in self.parameters.items():
+            if self.holds(parameter, drawn):
+                drawn[key] = parameter.draw(trial, key)
+        return drawn
+
+    def holds(self, parameter: Parameter, drawn: Mapping[str, Any]) -> bool:
+        """Whether a parameter takes part in a configuration, given the ones before it."""
+        return all(parent in drawn and drawn[parent] in wanted for parent, wanted in parameter.when.items())
+
+    def grid(self) -> dict[str, list[Any]]:
+        """Every parameter's values.
+
+        Raises:
+            UserError: a parameter has infinitely many.
+        """
+        found = {key: parameter.values() for key, parameter in self.parameters.items()}
+        endless = [key for key, values in found.items() if values is None]
+        if endless:
+            raise UserError(f"a grid needs a step or a list of choices for {', '.join(endless)}")
+        return {key: values for key, values in found.items() if values is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which configurations can be drawn."""
+        values = self.model_dump(mode="json")
+        for parameter in values["parameters"].values():
+            if not parameter["when"]:
+                del parameter["when"]
+        return values
+
+
+def _check_condition(key: str, parent: str, wanted: tuple[Value, ...], earlier: Mapping[str, Parameter]) -> None:
+    if parent not in earlier:
+        raise ValueError(
+            f"{key}: its condition names {parent!r}, which is no earlier parameter{nearest(parent, earlier)}"
+        )
+    parameter = earlier[parent]
+    if not isinstance(parameter, CategoricalParameter):
+        raise ValueError(f"{key}: its condition names {parent!r}, which is not categorical")
+    stray = [value for value in wanted if value not in parameter.choices]
+    if stray or not wanted:
+        raise ValueError(f"{key}: its condition wants {parent} in {list(wanted)}, of which it has {parameter.choices}")
 
 
 def read_space(path: Path, base: TrainSettings) -> SearchSpace:
     """A search space that fits a configuration.
 
     Raises:
-        UserError: naming the file and the key: unreadable, unknown distribution, empty range, a key the
-            configuration does not have, or a value it refuses.
+        UserError: naming the file and the key: unreadable, unknown distribution, empty range, a condition that can
+            never hold, a key the configuration does not have, or a value it refuses.
     """
     space = validate(SearchSpace, read_yaml(path), where=f"{path}: ")
     for key, parameter in space.parameters.items():
         if not key.startswith(("model.", "training.")):
             raise UserError(f"{path}: {key}: only keys of model and training can be searched")
         for value in parameter.extremes():
-            try:
-                configured(base, {key: value})
-            except UserError as error:
-                if "multiple of heads" not in str(error):  # depends on a second parameter; drawn trials are checked
-                    raise UserError(f"{path}: {error}") from None
+            for surroundings in _surroundings(space, key):
+                try:
+                    configured(base, surroundings | {key: value})
+                except UserError as error:
+                    if "multiple of heads" not in str(error):  # depends on a second parameter; draws are checked
+                        raise UserError(f"{path}: {error}") from None
     return space
 
 
-def configured(base: TrainSettings, parameters: dict[str, Any]) -> TrainSettings:
+def _surroundings(space: SearchSpace, key: str) -> list[dict[str, Any]]:
+    """The parents of a parameter at the values under which it is drawn, a configuration for each model it meets."""
+    when = space.parameters[key].when
+    fixed = {parent: wanted[0] for parent, wanted in when.items() if parent != "model.name"}
+    if key == "model.name" or "model.name" not in space.parameters or not key.startswith("model."):
+        return [fixed]
+    names = when.get("model.name") or space.parameters["model.name"].extremes()
+    return [{"model.name": name} | fixed for name in names]
+
+
+def configured(base: TrainSettings, parameters: Mapping[str, Any]) -> TrainSettings:
     """The base configuration with a trial's parameters in place.
+
+    Where ``model.name`` names another model, the base's model options carry over as far as that model has them.
 
     Raises:
         UserError: a key or value that the configuration refuses.
     """
     values = base.model_dump(mode="json")
+    name = parameters.get("model.name", base.model.name)
+    if name != base.model.name:
+        known = zoo.ZOO.get(name)
+        shared = {
+            key: value
+            for key, value in values["model"].items()
+            if known is not None and hasattr(known.config, key) and key not in known.fixed
+        }
+        values["model"] = shared | {"name": name}
     for key, value in parameters.items():
         merge(values, nested(key, value))
     return validate(type(base), values)

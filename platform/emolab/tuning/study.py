@@ -1,26 +1,41 @@
-"""The Optuna study: what was tried and how it ended; the truth from which a search resumes. It lives in SQLite."""
+"""The Optuna study: what was tried and how it ended; the truth from which a search resumes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+
+from emolab.tuning.space import SearchSpace
+from emolab.tuning.storage import WriteBehindStorage
 
 METRIC = "kept_macro_f1"
 """Validation macro-F1 of the weights a trial would keep."""
 ROBUSTNESS = "validation_robustness"
 """Area under the missing-rate curve on validation, of the same weights."""
 EPOCHS = "epochs"
+SECONDS = "seconds"
 REASON = "reason"
 INTERRUPTED = "interrupted"
+CURVES = "curves"
+"""Trial attribute: the metrics of every epoch, so that a tracker can be filled from the study alone."""
 
-Sampler = Literal["tpe", "random"]
+SCHEDULE = "schedule"
+"""Trial attribute: where a population-based trial changed its parameters, the last ones last."""
+
 Objective = Literal["macro_f1", "robustness"]
-RESULT_KEYS: dict[Objective, str] = {"macro_f1": METRIC, "robustness": ROBUSTNESS}
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
+_NAMES: dict[Objective, str] = {
+    "macro_f1": "validation macro-F1",
+    "robustness": "area under the missing-rate curve on validation",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,78 +50,175 @@ class TrialRecord:
     """Area under the missing-rate curve, where it is an objective and the trial completed."""
     epochs: int
     parameters: dict[str, Any]
+    """As they were drawn; those that a population-based trial ended with."""
     reason: str
+    seconds: float = 0.0
+    """From the first task to the last answer."""
+    curve: dict[int, float] = field(default_factory=dict)
+    """Epoch -> validation macro-F1 of the weights kept by then."""
+    labels: dict[str, Any] = field(default_factory=dict)
+    """What the trial was enqueued with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A trial to run."""
+
+    number: int
+    parameters: dict[str, Any]
 
 
 class Study:
     """A study on disk, and the questions a search asks of it."""
 
     def __init__(
-        self, path: Path, name: str, *, seed: int, sampler: Sampler, objectives: Sequence[Objective] = ("macro_f1",)
+        self,
+        path: Path,
+        name: str,
+        *,
+        space: SearchSpace,
+        objectives: Sequence[Objective] = ("macro_f1",),
+        sampler: BaseSampler | None = None,
+        pruner: BasePruner | None = None,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        """Open or create a study in an SQLite file.
+
+        Raises:
+            UserError: the file cannot be opened.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.name = name
+        self.name, self.objectives, self._space = name, tuple(objectives), space
         self.url = f"sqlite:///{path.resolve()}"
-        self.storage = optuna.storages.RDBStorage(self.url)
-        self._study = optuna.create_study(
-            storage=self.storage,
-            study_name=name,
-            directions=[optuna.study.StudyDirection.MAXIMIZE] * len(objectives),
-            load_if_exists=True,
+        directions = [optuna.study.StudyDirection.MAXIMIZE] * len(objectives)
+        self._storage = WriteBehindStorage(self.url, name, directions)
+        self._study = optuna.load_study(
+            study_name=name, storage=self._storage, sampler=sampler, pruner=pruner or NopPruner()
         )
-        self.objectives = tuple(objectives)
-        # A resumed search must not draw again what the same seed drew before.
-        shifted = seed + 1_000_003 * len(self._study.trials)
-        self.sampler = (
-            optuna.samplers.RandomSampler(seed=shifted)
-            if sampler == "random"
-            else optuna.samplers.TPESampler(seed=shifted, multivariate=True, constant_liar=True)
-        )
+        if not self._study.metric_names:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_metric_names([_NAMES[objective] for objective in objectives])
+        self._running: dict[int, optuna.Trial] = {}
+
+    def use_sampler(self, sampler: BaseSampler) -> None:
+        """Draw with another sampler from here on."""
+        self._study.sampler = sampler
 
     def requeue_interrupted(self) -> int:
-        """End trials that a killed search left running and queue their parameters again; returns how many."""
-        interrupted = [t for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        """End trials that a killed search left running and queue their parameters again; returns how many.
+
+        A trial that was being drawn when the search died has no parameters; another is drawn in its place.
+        """
+        interrupted = [t for t in self.history() if t.state == TrialState.RUNNING]
         for trial in interrupted:
-            self.storage.set_trial_user_attr(trial._trial_id, REASON, INTERRUPTED)  # pyright: ignore[reportPrivateUsage]
-            self._study.tell(trial.number, state=TrialState.FAIL)
-            self._study.enqueue_trial(trial.params)
+            with self._storage.together():
+                identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]
+                self._storage.set_trial_user_attr(identity, REASON, INTERRUPTED)
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                labels = {key: value for key, value in trial.user_attrs.items() if key not in _OWN}
+                if trial.params or labels:
+                    self._study.enqueue_trial(trial.params, user_attrs=labels)
+        self._storage.flush()
         return len(interrupted)
+
+    def enqueue(self, parameters: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+        """Have a configuration tried; one with the same labels that waits, runs or has ended is not queued again."""
+        known = [t.user_attrs for t in self.history() if t.user_attrs.get(REASON) != INTERRUPTED]
+        if not any(all(attributes.get(key) == value for key, value in labels.items()) for attributes in known):
+            self._study.enqueue_trial(dict(parameters), user_attrs=dict(labels))
+
+    def ask(self) -> Draw:
+        """The next configuration: one that waits in the queue, else a draw from the space."""
+        with self._storage.together():
+            trial = self._study.ask()
+            self._running[trial.number] = trial
+            return Draw(number=trial.number, parameters=self._space.draw(trial))
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """The value of a running trial after an epoch; Optuna takes these for a single objective only."""
+        trial = self._running[number]
+        if len(self.objectives) == 1 and epoch not in self._frozen(number).intermediate_values:
+            trial.report(value, epoch)
+
+    def should_prune(self, number: int) -> bool:
+        """Whether the pruner wants the trial to end at its last reported epoch."""
+        return len(self.objectives) == 1 and self._running[number].should_prune()
+
+    def constrain(self, number: int, excess: Mapping[str, float]) -> None:
+        """Limits and by how much the trial exceeds them; above zero is infeasible."""
+        for name, value in excess.items():
+            if name not in self._running[number].constraints:
+                self._running[number].set_constraint(name, value)
+
+    def tell(
+        self,
+        number: int,
+        state: State,
+        values: Sequence[float] = (),
+        *,
+        reason: str = "",
+        epochs: int = 0,
+        seconds: float = 0.0,
+        curves: Sequence[Mapping[str, float]] = (),
+        schedule: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """End a running trial: COMPLETE with its values, PRUNED with the last one reported, or FAIL with a reason."""
+        trial = self._running.pop(number)
+        with self._storage.together():
+            trial.set_user_attr(EPOCHS, epochs)
+            trial.set_user_attr(SECONDS, round(seconds, 3))
+            if curves:
+                trial.set_user_attr(CURVES, [dict(point) for point in curves])
+            if schedule:
+                trial.set_user_attr(SCHEDULE, [dict(entry) for entry in schedule])
+            if reason:
+                trial.set_user_attr(REASON, reason)
+            self._study.tell(trial, list(values) if state == "COMPLETE" else None, state=TrialState[state])
+
+    def durable(self, number: int) -> bool:
+        """Whether the database holds all that is known of a trial."""
+        return self._storage.durable(number)
+
+    def flush(self) -> None:
+        """Wait until the database holds everything."""
+        self._storage.flush()
 
     def finished(self) -> int:
         """Trials that count towards the budget: all that ended for a reason of their own."""
-        return sum(
-            trial.state.is_finished() and trial.user_attrs.get(REASON) != INTERRUPTED
-            for trial in self._study.get_trials(deepcopy=False)
-        )
+        return sum(_counts(trial) for trial in self.history())
+
+    def epochs(self) -> int:
+        """Epochs that those trials trained."""
+        return sum(int(trial.user_attrs.get(EPOCHS, 0)) for trial in self.history() if _counts(trial))
+
+    def waiting(self) -> int:
+        """Trials that are queued."""
+        return sum(trial.state == TrialState.WAITING for trial in self.history())
 
     def records(self) -> list[TrialRecord]:
         """Every trial that counts, best first, then pruned, then failed."""
-        trials = [
-            trial
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and trial.user_attrs.get(REASON) != INTERRUPTED
-        ]
+        trials = [trial for trial in self.history() if _counts(trial)]
         order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
         trials.sort(key=lambda trial: (order[trial.state], -(_value(trial) or 0.0), trial.number))
-        return [
-            TrialRecord(
-                number=trial.number,
-                state=trial.state.name,
-                value=_value(trial),
-                robustness=trial.values[1] if trial.values and len(trial.values) > 1 else None,
-                epochs=int(trial.user_attrs.get(EPOCHS, 0)),
-                parameters=dict(trial.params),
-                reason=trial.user_attrs.get(REASON, ""),
-            )
-            for trial in trials
-        ]
+        return [_record(trial) for trial in trials]
+
+    def record(self, number: int) -> TrialRecord:
+        """One trial."""
+        return _record(self._frozen(number))
+
+    def curves(self, number: int) -> list[dict[str, float]]:
+        """Metrics of every epoch of a trial."""
+        return self._frozen(number).user_attrs.get(CURVES, [])
 
     def best(self) -> TrialRecord | None:
         """The completed trial with the best final value, with several objectives the best mean of them; None where
         none completed."""
+        return next(iter(self.ranking()), None)
+
+    def ranking(self) -> list[TrialRecord]:
+        """The completed trials, best first."""
         complete = [record for record in self.records() if record.state == "COMPLETE" and record.value is not None]
-        return max(complete, key=lambda record: (_mean(record), -record.number), default=None)
+        return sorted(complete, key=lambda record: (-_mean(record), record.number))
 
     def front(self) -> list[int]:
         """Numbers of the trials that no other trial beats in every objective."""
@@ -122,6 +234,32 @@ class Study:
     def history(self) -> Sequence[FrozenTrial]:
         """The trials in the order in which they were asked for."""
         return self._study.get_trials(deepcopy=False)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.history()[number]
+
+
+_OWN = (EPOCHS, SECONDS, REASON, CURVES, SCHEDULE)
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    return trial.state.is_finished() and trial.user_attrs.get(REASON) != INTERRUPTED
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    schedule = trial.user_attrs.get(SCHEDULE)
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        value=_value(trial),
+        robustness=trial.values[1] if trial.values and len(trial.values) > 1 else None,
+        epochs=int(trial.user_attrs.get(EPOCHS, 0)),
+        parameters=schedule[-1]["parameters"] if schedule else dict(trial.params),
+        reason=trial.user_attrs.get(REASON, ""),
+        seconds=float(trial.user_attrs.get(SECONDS, 0.0)),
+        curve=dict(sorted(trial.intermediate_values.items())),
+        labels={key: value for key, value in trial.user_attrs.items() if key not in _OWN},
+    )
 
 
 def _mean(record: TrialRecord) -> float:

@@ -1,0 +1,91 @@
+"""The final: the best trials of a search trained with several seeds each; the best mean on validation wins.
+
+The best of many trials owes part of its score to luck, since the same validation sessions ranked them all. Seeds that
+the search did not use measure how much of it stays. The test split takes no part.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student
+
+from emolab.names import UserError
+from emolab.tuning.settings import TuneSettings
+from emolab.tuning.space import IntParameter, SearchSpace
+from emolab.tuning.study import Study, TrialRecord
+
+CANDIDATE = "candidate"
+SEED = "final_seed"
+_SEED_KEY = "training.seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A configuration of the search, trained again with other seeds."""
+
+    record: TrialRecord
+    """Its trial in the search."""
+    values: tuple[float, ...]
+    """Objective of each training, by seed; with several objectives their mean."""
+    failures: int = 0
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values) if self.values else -math.inf
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % interval of the mean over seeds (Student's t); NaN for a single training."""
+        count = len(self.values)
+        if count < 2:
+            return math.nan
+        return float(student.ppf(0.975, count - 1)) * statistics.stdev(self.values) / math.sqrt(count)
+
+
+def final_space(space: SearchSpace) -> SearchSpace:
+    """What a final varies: the search's parameters, as they were drawn, and the seed."""
+    seed = IntParameter(distribution="int", low=0, high=2**31 - 1)
+    return space.model_copy(update={"parameters": {**space.parameters, _SEED_KEY: seed}})
+
+
+def enqueue_finalists(settings: TuneSettings, search: Study, final: Study) -> list[TrialRecord]:
+    """Queue what is missing of the final; returns the search's best trials, which take part."""
+    candidates = search.ranking()[: settings.tuning.final.top]
+    for record in candidates:
+        for seed in final_seeds(settings):
+            labels = {CANDIDATE: record.number, SEED: seed}
+            final.enqueue(record.parameters | {_SEED_KEY: seed}, labels)
+    return candidates
+
+
+def final_seeds(settings: TuneSettings) -> list[int]:
+    """The seeds after the search's own."""
+    first = settings.training.seed + 1
+    return list(range(first, first + settings.tuning.final.seeds))
+
+
+def ranked(candidates: Sequence[TrialRecord], final: Study, seeds: Sequence[int]) -> list[Finalist]:
+    """The finalists, best mean first; those of which a training failed come last.
+
+    Raises:
+        UserError: every finalist lost a training.
+    """
+    finalists = []
+    for record in candidates:
+        mine = [r for r in final.records() if r.labels[CANDIDATE] == record.number and r.labels[SEED] in seeds]
+        mine.sort(key=lambda r: r.labels[SEED])
+        values = tuple(_objective(r) for r in mine if r.state == "COMPLETE")
+        finalists.append(Finalist(record=record, values=values, failures=len(seeds) - len(values)))
+    finalists.sort(key=lambda f: (f.failures > 0, -f.mean, f.record.number))
+    if finalists[0].failures:
+        raise UserError(f"no finalist completed all of its {len(seeds)} trainings; the study {final.name} says why")
+    return finalists
+
+
+def _objective(record: TrialRecord) -> float:
+    values = [value for value in (record.value, record.robustness) if value is not None]
+    return statistics.fmean(values)

@@ -1,0 +1,157 @@
+"""Samplers and schedulers by name: Optuna's own, and the combinations that cannot work."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from emolab.names import UserError
+from emolab.tuning.space import SHAPE_FREE, CategoricalParameter, SearchSpace
+
+Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
+Scheduler = Literal["asha", "hyperband", "median", "none", "pbt"]
+
+_STARTUP = 4
+"""Trials that the median scheduler lets run to their end before it stops one."""
+
+
+def make_sampler(
+    name: Sampler, *, seed: int, space: SearchSpace, pruning: bool = False, earlier: Sequence[FrozenTrial] = ()
+) -> BaseSampler:
+    """A sampler that draws the same configurations for the same seed and the same earlier trials.
+
+    Args:
+        pruning: whether trials may be stopped early.
+        earlier: trials of the study that ended before this process began.
+    """
+    seed += 1_000_003 * len(earlier)  # a resumed search must not draw again what the same seed drew before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "random":
+            return RandomSampler(seed=seed)
+        if name == "grid":
+            return AskedGrid(space.grid())  # its own seed stays: it decides which point has which number
+        if name == "gp":
+            return GPSampler(seed=seed)
+        if name == "cmaes":
+            return _cmaes(seed, pruning, earlier)
+        return TPESampler(seed=seed, multivariate=True, group=space.conditional, constant_liar=True)
+
+
+class AskedGrid(GridSampler):
+    """The grid for a study that is asked: Optuna's would end the study's own loop after the last point, and the
+    study has none."""
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Nothing: whoever asks knows how many points there are."""
+
+
+def _cmaes(seed: int, pruning: bool, earlier: Sequence[FrozenTrial]) -> CmaEsSampler:
+    """A resumed search begins with the distribution that its finished trials suggest: CMA-ES's own state would have
+    to be kept as a pickle."""
+    complete = [trial for trial in earlier if trial.state == TrialState.COMPLETE]
+    return CmaEsSampler(
+        seed=seed,
+        warn_independent_sampling=False,
+        consider_pruned_trials=pruning,
+        source_trials=complete if len(complete) > 2 else None,
+    )
+
+
+def make_pruner(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> BasePruner:
+    """Who decides that a trial stops before its end.
+
+    Args:
+        grace: epochs before the first decision.
+        factor: one trial in so many goes on at each rung.
+        epochs: of a trial that is never stopped.
+    """
+    if scheduler == "asha":
+        return SuccessiveHalvingPruner(min_resource=grace, reduction_factor=factor)
+    if scheduler == "hyperband":
+        return HyperbandPruner(min_resource=grace, max_resource=epochs, reduction_factor=factor)
+    if scheduler == "median":
+        return MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=grace)
+    return NopPruner()
+
+
+def rungs(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> list[int]:
+    """The epochs after which a trial may be stopped, in order."""
+    if scheduler in ("asha", "hyperband"):
+        steps = max(1, math.ceil(math.log(max(2, epochs)) / math.log(factor)) + 1)
+        return [grace * factor**step for step in range(steps) if grace * factor**step < epochs]
+    return list(range(grace, epochs)) if scheduler == "median" else []
+
+
+def expected_epochs(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> float:
+    """Epochs of an average trial, as the scheduler means it: one in ``factor`` passes each rung, half the median."""
+    if scheduler == "median":
+        return grace + 0.5 * (epochs - grace)
+    places = [*rungs(scheduler, grace=grace, factor=factor, epochs=epochs), epochs]
+    starts = range(max(1, len(places) - 1)) if scheduler == "hyperband" else range(1)  # a bracket skips early rungs
+    return sum(_halved(places[start:], factor) for start in starts) / len(starts)
+
+
+def _halved(places: Sequence[int], factor: int) -> float:
+    """Epochs of an average trial when one in ``factor`` passes each of these places but the last."""
+    steps = zip([0, *places], places, strict=False)
+    return sum((end - start) / factor**rung for rung, (start, end) in enumerate(steps))
+
+
+def check_methods(
+    sampler: Sampler,
+    scheduler: Scheduler,
+    space: SearchSpace,
+    *,
+    objectives: int,
+    workers: int,
+    grace: int,
+    factor: int,
+    epochs: int,
+    trials: int,
+) -> None:
+    """Refuse what cannot work together.
+
+    Raises:
+        UserError: the first such combination, and what to choose instead.
+    """
+    numeric = [key for key, p in space.parameters.items() if not isinstance(p, CategoricalParameter)]
+    if sampler in ("gp", "cmaes", "grid") and space.conditional:
+        raise UserError(f"sampler {sampler} cannot draw conditional parameters (when): choose tpe or random")
+    if sampler == "cmaes" and len(numeric) < 2:
+        raise UserError(f"sampler cmaes needs at least two parameters that are numbers, got {numeric}: choose tpe")
+    if sampler == "cmaes" and objectives > 1:
+        raise UserError("sampler cmaes takes one objective: choose tpe, gp or random")
+    if sampler == "grid":
+        space.grid()
+    if scheduler == "hyperband" and epochs < grace * factor:
+        raise UserError(
+            f"scheduler hyperband needs training.epochs of at least grace_epochs x reduction_factor = "
+            f"{grace * factor}, got {epochs}: choose asha"
+        )
+    if scheduler == "pbt":
+        _check_population(sampler, space, objectives=objectives, workers=workers, trials=trials)
+
+
+def _check_population(sampler: Sampler, space: SearchSpace, *, objectives: int, workers: int, trials: int) -> None:
+    shaping = [key for key in space.parameters if key not in SHAPE_FREE or key == "training.seed"]
+    if shaping or space.conditional:
+        what = f"{', '.join(shaping)} cannot change while a model trains" if shaping else "conditional parameters"
+        raise UserError(f"scheduler pbt copies weights between trials: {what}; choose asha, or another space")
+    if objectives > 1:
+        raise UserError("scheduler pbt takes one objective: choose none")
+    if workers > 1:
+        raise UserError("scheduler pbt needs trials of one worker: set workers.count=1")
+    if sampler not in ("random", "tpe"):
+        raise UserError(f"scheduler pbt changes configurations itself: sampler {sampler} cannot; choose random")
+    if trials < 4:
+        raise UserError(f"scheduler pbt needs a population of at least 4: set tuning.trials, got {trials}")

@@ -1,0 +1,189 @@
+"""The process in which trials run one after another: imports and data are paid for once, a trial only for itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emolab.names import UserError
+from emolab.training.data import load_training_data
+from emolab.training.loop import run_to_end
+from emolab.training.metrics import EpochReport
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import epochs_in_process
+from emolab.tuning.space import configured
+
+ANSWER_SECONDS = 5.0
+"""A process answers when a decision is due, and at the latest after the epoch that ends this much later."""
+_LATENCY_RUNS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one trial since the last answer."""
+
+    reports: list[EpochReport] = field(default_factory=list)
+    failure: str = ""
+    excess: dict[str, float] = field(default_factory=dict)
+    """Limit -> by how much the model exceeds it; with the first answer of a trial only."""
+    robustness: float | None = None
+    """Of the weights the trial keeps, when it has finished and this is an objective."""
+
+
+Answers = dict[int, Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """What all trials of a process share; plain values, since it travels to another process."""
+
+    base: dict[str, Any]
+    """``TrainSettings`` of every trial."""
+    robustness: bool
+    limits: dict[str, float]
+
+
+class TrialPack:
+    """Runs trials. Its methods are called from the driver, one at a time (it is a Ray actor there)."""
+
+    def __init__(self, settings: PackSettings) -> None:
+        self._settings = settings
+        self._base = TrainSettings.model_validate(settings.base)
+        self._group: Group | None = None
+        torch.set_num_threads(max(1, int(self._base.workers.cpus)))
+
+    def load(self) -> int:
+        """Read the data; returns how many sessions there are to train on.
+
+        Raises:
+            UserError: they are missing, damaged or of no use for a search.
+        """
+        data = load_training_data(Path(self._base.data))
+        if not len(data.validation):
+            raise UserError(f"{self._base.data} has no validation split, which a search selects by")
+        return len(data.train)
+
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
+        """Train these trials, (number, parameters), until an epoch, their end, or ``ANSWER_SECONDS`` have passed.
+
+        Trials that this process is at go on, and those of them that are not named any more are forgotten; others
+        begin.
+        """
+        numbers = [number for number, _ in draws]
+        if self._group is None or not set(numbers) <= self._group.numbers:
+            self._group = None  # its memory is free before the next model is built
+            self._group = begin(draws, self._base, self._settings)
+        self._group.keep(numbers)
+        return self._group.advance(until)
+
+    def measure(self, draws: Sequence[dict[str, Any]], steps: int) -> list[float]:
+        """Seconds an epoch of each of these configurations takes here, from a few steps of each."""
+        from emolab.tuning.calibration import epoch_seconds
+
+        return [epoch_seconds(configured(self._base, parameters), steps=steps) for parameters in draws]
+
+
+class Group:
+    """Trials that a process trains together."""
+
+    numbers: set[int]
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Forget the others."""
+        raise NotImplementedError
+
+    def advance(self, until: int) -> Answers:
+        """As ``TrialPack.advance``."""
+        raise NotImplementedError
+
+
+def begin(draws: Sequence[tuple[int, Mapping[str, Any]]], base: TrainSettings, settings: PackSettings) -> Group:
+    """The trials at their first epoch; one in the ordinary loop, several in a fused one."""
+    if len(draws) == 1:
+        return Alone(*draws[0], base, settings)
+    from emolab.tuning.fused_group import FusedTrials
+
+    return FusedTrials(draws, base)
+
+
+class Alone(Group):
+    """One trial in the loop that all training uses."""
+
+    def __init__(self, number: int, parameters: Mapping[str, Any], base: TrainSettings, settings: PackSettings) -> None:
+        self.numbers = {number}
+        self._number, self._parameters, self._base, self._settings = number, parameters, base, settings
+        self._epochs: Any = None
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """There is nobody else."""
+
+    def advance(self, until: int) -> Answers:
+        reports: list[EpochReport] = []
+        excess: dict[str, float] = {}
+        started = time.perf_counter()
+        try:
+            if self._epochs is None:
+                chosen = configured(self._base, self._parameters)
+                excess = excess_over(chosen, self._settings.limits)
+                if any(value > 0 for value in excess.values()):
+                    return {self._number: Answer(excess=excess)}
+                self._epochs = epochs_in_process(chosen)
+            while not reports or not (reports[-1].finished or reports[-1].epoch >= until or _due(started)):
+                reports.append(next(self._epochs))
+            robustness = self._robustness() if reports[-1].finished and self._settings.robustness else None
+        except Exception as error:  # whatever it is, it is the end of this trial and of no other
+            return {self._number: Answer(reports=reports, excess=excess, failure=reason_of(error))}
+        return {self._number: Answer(reports=reports, excess=excess, robustness=robustness)}
+
+    def _robustness(self) -> float:
+        outcome = run_to_end(self._epochs, lambda _: None)  # it has no epoch left
+        return robustness_of(configured(self._base, self._parameters), outcome.weights)
+
+
+def robustness_of(settings: TrainSettings, weights: Mapping[str, torch.Tensor]) -> float:
+    """Area under the missing-rate curve of some weights, on validation."""
+    from emolab.robustness.objective import missing_rate_area
+
+    data = load_training_data(Path(settings.data))
+    model = settings.model.build(data.manifest)
+    model.load_state_dict(dict(weights))
+    return missing_rate_area(model.eval(), data.validation, data.manifest)
+
+
+def excess_over(settings: TrainSettings, limits: Mapping[str, float]) -> dict[str, float]:
+    """By how much a configuration's model exceeds each limit; negative where it stays below."""
+    if not limits:
+        return {}
+    data = load_training_data(Path(settings.data))
+    model = settings.model.build(data.manifest).eval()
+    measures = {
+        "parameters": lambda: float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        "latency_ms": lambda: 1000.0 * _latency(model, data.validation.batch([0])),
+    }
+    return {name: measures[name]() - limit for name, limit in limits.items()}
+
+
+@torch.inference_mode()
+def _latency(model: torch.nn.Module, batch: Any) -> float:
+    """Median seconds of a forward pass over one session."""
+    seconds = []
+    for _ in range(_LATENCY_RUNS):
+        started = time.perf_counter()
+        model(batch)
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[_LATENCY_RUNS // 2]
+
+
+def reason_of(error: Exception) -> str:
+    """An error as one line; a user's mistake without its type."""
+    line = " ".join(str(error).split())[:300]
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+
+
+def _due(started: float) -> bool:
+    return time.perf_counter() - started > ANSWER_SECONDS

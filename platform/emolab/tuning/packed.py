@@ -1,0 +1,269 @@
+"""The driver of packed trials: long-lived processes that are never without work, decided trial by trial.
+
+Optuna draws and judges in this process; Ray holds the processes that train. With one process the order of draws,
+reports and decisions is fixed, so the search is reproducible trial by trial.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from emolab.cluster import user_error
+from emolab.names import UserError
+from emolab.training.metrics import EpochReport
+from emolab.tuning.pack import Answer, PackSettings, TrialPack
+from emolab.tuning.recorder import TRACKED, TrialRecorder
+from emolab.tuning.space import SHAPE_FREE
+from emolab.tuning.study import Draw, State, Study
+
+_POLL_SECONDS = 1.0
+"""How often hung processes are looked for while no answer comes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPlan:
+    """How packed trials are run."""
+
+    pack: PackSettings
+    processes: int
+    resources: Mapping[str, float]
+    """Of each process, by Ray's names."""
+    trials: int
+    """In the study when the search is over."""
+    epoch_budget: int | None = None
+    rungs: Sequence[int] = ()
+    """Epochs after which the study is asked whether a trial goes on."""
+    fused: int = 1
+    """Configurations trained in one step by a process."""
+    retries: int = 2
+    """How often a trial is begun anew after its process was lost."""
+    timeout_s: float | None = None
+    kind: str = "trial"
+    """What a trial is called in what people read."""
+
+
+@dataclass
+class _Trial:
+    """A trial that has been drawn and has not ended."""
+
+    draw: Draw
+    started: float
+    reports: list[EpochReport] = field(default_factory=list)
+    losses: int = 0
+
+
+@dataclass
+class _Process:
+    """An actor, what it is at, and since when."""
+
+    actor: Any
+    call: Any
+    loaded: bool = False
+    group: list[Draw] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+
+def start_process(pack: PackSettings, resources: Mapping[str, float]) -> Any:
+    """A ``TrialPack`` as a Ray actor that holds these resources."""
+    needs = dict(resources)
+    processors, accelerators = needs.pop("CPU", 0.0), needs.pop("GPU", 0.0)
+    remote: Any = ray.remote(TrialPack)
+    return remote.options(num_cpus=processors, num_gpus=accelerators, resources=needs).remote(pack)
+
+
+class PackedTrials:
+    """One run of the driver."""
+
+    def __init__(self, plan: PackedPlan, study: Study, recorder: TrialRecorder, report: Callable[[str], None]) -> None:
+        self._plan, self._study, self._recorder, self._report = plan, study, recorder, report
+        self._running: dict[int, _Trial] = {}
+        self._again: deque[list[Draw]] = deque()
+        self._told: deque[int] = deque()
+        self._drawn: Draw | None = None
+        self._processes: list[_Process] = []
+        self._failed_starts = 0
+
+    def run(self) -> None:
+        """Run trials until the study holds all of them.
+
+        Raises:
+            UserError: the data are of no use, the study cannot be written, or every process was lost for good.
+        """
+        if not self._may_start():
+            return
+        try:
+            self._processes = [self._process() for _ in range(self._plan.processes)]
+            while self._occupy():
+                self._acknowledge()  # while the processes work
+                self._wait()
+            self._study.flush()
+            self._acknowledge()
+        finally:
+            for process in self._processes:
+                ray.kill(process.actor)
+
+    def _process(self) -> _Process:
+        actor = start_process(self._plan.pack, self._plan.resources)
+        return _Process(actor=actor, call=actor.load.remote())
+
+    def _occupy(self) -> bool:
+        """Give every idle process a group of trials; whether there is anything to wait for."""
+        for process in self._processes:
+            if process.loaded and process.call is None and (group := self._next_group()):
+                self._advance(process, group)
+        return bool(self._running) or bool(self._again) or self._may_start()
+
+    def _may_start(self) -> bool:
+        budget = self._plan.epoch_budget
+        spent = self._study.epochs() + sum(len(trial.reports) for trial in self._running.values())
+        there = self._study.finished() + len(self._running)
+        return there < self._plan.trials and (budget is None or spent < budget)
+
+    def _next_group(self) -> list[Draw]:
+        """Trials to begin: those whose process was lost, else new draws that share their shapes."""
+        if self._again:
+            return self._again.popleft()
+        group: list[Draw] = []
+        while len(group) < self._plan.fused and (self._drawn is not None or self._may_start()):
+            draw, self._drawn = self._drawn or self._draw(), None
+            if group and _shape(draw) != _shape(group[0]):
+                self._drawn = draw  # the next group begins with it
+                break
+            group.append(draw)
+        return group
+
+    def _draw(self) -> Draw:
+        draw = self._study.ask()
+        self._running[draw.number] = _Trial(draw=draw, started=time.perf_counter())
+        self._recorder.began(draw.number, draw.parameters)
+        return draw
+
+    def _advance(self, process: _Process, group: list[Draw]) -> None:
+        process.group, process.since = group, time.monotonic()
+        epoch = max(len(self._running[draw.number].reports) for draw in group)
+        until = next((rung for rung in self._plan.rungs if rung > epoch), 2**31)
+        process.call = process.actor.advance.remote([(draw.number, draw.parameters) for draw in group], until)
+
+    def _wait(self) -> None:
+        calls = {process.call: process for process in self._processes if process.call is not None}
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=_POLL_SECONDS)
+        for call in done:
+            self._take(calls[call])
+        if not done:
+            self._end_hung()
+
+    def _take(self, process: _Process) -> None:
+        call, process.call = process.call, None
+        try:
+            answers = ray.get(call)
+        except RayActorError:
+            self._lost(process, "the trial's process died")
+            return
+        except RayTaskError as error:
+            raise user_error(error) from None
+        if not process.loaded:
+            process.loaded = True
+            return
+        group = [draw for draw in process.group if self._goes_on(draw.number, answers[draw.number])]
+        if group:
+            self._advance(process, group)
+
+    def _goes_on(self, number: int, answer: Answer) -> bool:
+        """Tell the study what became of a trial; whether it has epochs left to run."""
+        trial = self._running[number]
+        new = [report for report in answer.reports if report.epoch > len(trial.reports)]
+        trial.reports += new
+        for report in new:
+            if report.kept_macro_f1 is not None:
+                self._study.report(number, report.epoch, report.kept_macro_f1)
+        self._recorder.epochs(number, [report.metrics() for report in new])
+        self._study.constrain(number, answer.excess)
+        over = [name for name, value in answer.excess.items() if value > 0]
+        if answer.failure:
+            self._end(number, "FAIL", reason=answer.failure)
+        elif over:
+            self._end(number, "PRUNED", reason=f"over the limit: {', '.join(over)}")
+        elif trial.reports and trial.reports[-1].finished:
+            self._end(number, "COMPLETE", values=_values(trial.reports[-1], answer))
+        elif len(trial.reports) in self._plan.rungs and self._study.should_prune(number):
+            self._end(number, "PRUNED", reason=f"pruned after epoch {len(trial.reports)}")
+        return number in self._running
+
+    def _end(self, number: int, state: State, *, reason: str = "", values: Sequence[float] = ()) -> None:
+        trial = self._running.pop(number)
+        self._study.tell(
+            number,
+            state,
+            values,
+            reason=reason,
+            epochs=len(trial.reports),
+            seconds=time.perf_counter() - trial.started,
+            curves=[_curve_point(report) for report in trial.reports],
+        )
+        self._told.append(number)
+
+    def _acknowledge(self) -> None:
+        """Report the trials whose end the database holds by now."""
+        while self._told and self._study.durable(self._told[0]):
+            record = self._study.record(self._told.popleft())
+            self._recorder.ended(record)
+            state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(record.state, "failed")
+            outcome = (
+                record.reason
+                if record.state == "FAIL" or record.value is None
+                else (f"validation macro-F1 {record.value:.4f}")
+            )
+            done = self._study.finished() - len(self._told)
+            name = f"{self._plan.kind} {record.number}"
+            self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._plan.trials})")
+
+    def _end_hung(self) -> None:
+        limit = self._plan.timeout_s
+        for process in list(self._processes):
+            waits = time.monotonic() - process.since if process.loaded and process.call is not None else 0.0
+            if limit is not None and waits > limit:
+                ray.kill(process.actor)
+                self._lost(process, f"timeout: no epoch within {limit:g} s")
+
+    def _lost(self, process: _Process, reason: str) -> None:
+        """Begin the trials of a lost process anew, in another one; give up those that were lost too often."""
+        left = []
+        self._failed_starts += not process.loaded
+        if self._failed_starts > self._plan.retries:
+            raise UserError(f"{reason} while it read {self._plan.pack.base['data']}, {self._failed_starts} times")
+        for draw in process.group:
+            trial = self._running[draw.number]
+            trial.losses += 1
+            if trial.losses > self._plan.retries:
+                self._end(draw.number, "FAIL", reason=f"{reason}, {trial.losses} times")
+            else:
+                left.append(draw)
+        self._again += [[draw] for draw in left]  # apart, so that one of them cannot bring down the others again
+        self._processes.remove(process)
+        total = ray.cluster_resources()
+        if all(total.get(name, 0.0) >= amount for name, amount in self._plan.resources.items()):
+            self._processes.append(self._process())
+        elif not self._processes:
+            raise UserError(f"{reason}, and the cluster has no room for another; run the same command again")
+
+
+def _shape(draw: Draw) -> dict[str, Any]:
+    """The part of a configuration that trials of one group must share."""
+    return {key: value for key, value in draw.parameters.items() if key not in SHAPE_FREE or key == "training.seed"}
+
+
+def _curve_point(report: EpochReport) -> dict[str, float]:
+    metrics = report.metrics()
+    return {key: metrics[key] for key in ("epoch", *TRACKED) if key in metrics}
+
+
+def _values(last: EpochReport, answer: Answer) -> list[float]:
+    score = last.kept_macro_f1 if last.kept_macro_f1 is not None else 0.0
+    return [score] if answer.robustness is None else [score, answer.robustness]

@@ -1,0 +1,228 @@
+"""A search that has been checked against its files and the cluster, before anything starts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from emolab.cluster import require, user_error
+from emolab.names import UserError, contained
+from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.training.fused import FUSABLE
+from emolab.training.recipe import WorkerSettings, fingerprint
+from emolab.tuning.calibration import sample_configurations
+from emolab.tuning.methods import check_methods, expected_epochs, rungs
+from emolab.tuning.pack import PackSettings
+from emolab.tuning.packed import start_process
+from emolab.tuning.settings import TuneSettings
+from emolab.tuning.space import SearchSpace, read_space
+
+_CALIBRATION_STEPS = 3
+_CALIBRATION_DRAWS = 4
+FUSED_ON_GPU = 8
+"""Configurations of one fused step where the settings leave the number open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """A search that can start."""
+
+    folder: Path
+    manifest: Manifest
+    space: SearchSpace
+    concurrency: int
+    """Processes, or trials of several workers, at a time."""
+    trials: int
+    """In the study when the search is over; a grid has no more than its points."""
+    rungs: list[int]
+    fused: int
+    resources: Mapping[str, float]
+    """Of each trial."""
+    final_workers: int
+
+    @property
+    def database(self) -> Path:
+        """The study's file."""
+        return self.folder / "study.db"
+
+    def describe(self, settings: TuneSettings) -> str:
+        """The plan for people."""
+        tuning, epochs = settings.tuning, settings.training.epochs
+        holds = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
+        stops = f", decisions after epochs {', '.join(map(str, self.rungs))}" if self.rungs else ""
+        budget = f", {tuning.epoch_budget} epochs in all" if tuning.epoch_budget else ""
+        fused = f", {self.fused} configurations in one step" if self.fused > 1 else ""
+        final = tuning.final
+        last = f"the best {final.top} trained with {final.seeds} seeds each; " if final.wanted else ""
+        return (
+            f"{self.trials} trials of at most {epochs} epochs ({settings.model.name}){budget}, "
+            f"{self.concurrency} at a time with {holds} each{fused}, {tuning.sampler} over "
+            f"{', '.join(self.space.parameters)}, scheduler {tuning.stopping}{stops}; {last}"
+            f"the best trained with {self.final_workers} worker(s); study {self.database}"
+        )
+
+
+def plan_search(settings: TuneSettings) -> SearchPlan:
+    """Check a search against its files and the cluster, without starting anything.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    tuning, training = settings.tuning, settings.training
+    manifest = read_manifest(Path(settings.data))
+    space = read_space(Path(tuning.space), settings.base())
+    check_methods(
+        tuning.sampler,
+        tuning.stopping,
+        space,
+        objectives=len(tuning.objectives),
+        workers=settings.workers.count,
+        grace=tuning.grace_epochs,
+        factor=tuning.reduction_factor,
+        epochs=training.epochs,
+        trials=tuning.trials,
+    )
+    _check_workers(settings)
+    needs = _resources(settings.workers, settings.workers.count)
+    fitting = _fitting(settings.workers)
+    final_workers = max(settings.workers.count, tuning.final_workers or min(4, fitting * settings.workers.count))
+    require(
+        _resources(settings.workers, final_workers),
+        purpose=f"training the best configuration with {final_workers} workers",
+    )
+    trials = tuning.trials
+    if tuning.sampler == "grid":
+        trials = min(trials, math.prod(len(values) for values in space.grid().values()))
+    return SearchPlan(
+        folder=contained(Path(settings.output), _name(settings, space, manifest), what="study name"),
+        manifest=manifest,
+        space=space,
+        concurrency=min(tuning.concurrency or fitting, fitting, trials),
+        trials=trials,
+        rungs=rungs(tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=training.epochs),
+        fused=_fused(settings, space),
+        resources=needs,
+        final_workers=final_workers,
+    )
+
+
+def _fused(settings: TuneSettings, space: SearchSpace) -> int:
+    """Configurations of one step: what was asked for, else several on a GPU where that can be done.
+
+    Raises:
+        UserError: several were asked for where they cannot be had.
+    """
+    tuning = settings.tuning
+    obstacles = [
+        (settings.workers.count > 1, "trials of several workers"),
+        ("robustness" in tuning.objectives, "robustness as an objective"),
+        (bool(tuning.constraints.limits()), "constraints"),
+        (tuning.stopping == "pbt", "scheduler pbt"),
+        ("model.name" in space.parameters, "a search over model.name"),
+        (settings.model.name not in FUSABLE, f"model {settings.model.name}"),
+    ]
+    present = [what for there, what in obstacles if there]
+    if tuning.fused is None:
+        return FUSED_ON_GPU if settings.workers.gpus and not present else 1
+    if tuning.fused > 1 and present:
+        raise UserError(f"tuning.fused={tuning.fused} does not go with {present[0]}: set tuning.fused=1")
+    return tuning.fused
+
+
+def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
+    """Time a few real steps in a process like those of the search; the expectation for people.
+
+    Raises:
+        UserError: the data are of no use.
+    """
+    started = time.perf_counter()
+    pack = PackSettings(base=settings.base().model_dump(mode="json"), robustness=False, limits={})
+    actor = start_process(pack, plan.resources)
+    try:
+        ray.get(actor.load.remote())
+        start_up = time.perf_counter() - started
+        draws = sample_configurations(plan.space, _CALIBRATION_DRAWS)
+        epoch = ray.get(actor.measure.remote(draws, _CALIBRATION_STEPS))
+    except (RayTaskError, RayActorError) as error:
+        raise user_error(error) from None
+    finally:
+        ray.kill(actor)
+    return _expectation(settings, plan, start_up=start_up, epoch_seconds=epoch)
+
+
+def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, epoch_seconds: list[float]) -> str:
+    tuning, most = settings.tuning, settings.training.epochs
+    usual = expected_epochs(tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=most)
+    search = plan.trials * usual
+    if tuning.epoch_budget is not None:
+        search = min(search, tuning.epoch_budget)
+    final = tuning.final.top * tuning.final.seeds * most if tuning.final.wanted else 0
+    mean = sum(epoch_seconds) / len(epoch_seconds)
+    at_once = plan.concurrency
+    seconds = start_up + (search + final) * mean / at_once + most * mean / plan.final_workers
+    spread = "" if len(epoch_seconds) == 1 else f" ({min(epoch_seconds):.2g} to {max(epoch_seconds):.2g})"
+    return (
+        f"expected: {search:.0f} of at most {plan.trials * most} epochs in the search"
+        f"{f', {final} in the final' if final else ''}, {most} for the best; "
+        f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
+        f"{start_up:.0f} s to start a process: about {_duration(seconds)}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _check_workers(settings: TuneSettings) -> None:
+    several = settings.workers.count > 1
+    if several and "robustness" in settings.tuning.objectives:
+        raise UserError("robustness as an objective needs trials of one worker: set workers.count=1")
+    if several and settings.tuning.constraints.limits():
+        raise UserError("constraints need trials of one worker: set workers.count=1")
+    require(_resources(settings.workers, settings.workers.count), purpose="a trial")
+    if not _fitting(settings.workers):
+        largest = max((node["Resources"].get("CPU", 0.0) for node in _nodes()), default=0.0)
+        raise UserError(
+            f"a trial cannot run here: a worker needs {settings.workers.cpus:g} CPU and {settings.workers.gpus} GPU "
+            f"of one node, and the largest node has {largest:g} CPU"
+        )
+
+
+def _fitting(workers: WorkerSettings) -> int:
+    """Trials that fit the cluster at a time; a worker does not spread over nodes."""
+    needs = _resources(workers, 1)
+    places = sum(
+        int(min(node["Resources"].get(name, 0.0) // amount for name, amount in needs.items())) for node in _nodes()
+    )
+    return places // workers.count
+
+
+def _nodes() -> list[dict]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
+    """What so many workers hold."""
+    return {"CPU": count * workers.cpus} | ({"GPU": float(count * workers.gpus)} if workers.gpus else {})
+
+
+def _name(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> str:
+    """The given name, or one that equal searches on equal data share.
+
+    The budget, the sampler and the scheduler may change between calls: a study can be extended.
+    """
+    if settings.name:
+        return settings.name
+    tuning = settings.tuning
+    objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": tuning.objectives}
+    limits = tuning.constraints.limits()
+    content = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
+    return f"search-{Path(tuning.space).stem}-{fingerprint(content | ({'constraints': limits} if limits else {}))}"

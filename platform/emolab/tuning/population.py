@@ -1,0 +1,206 @@
+"""Population-based training (Jaderberg et al., 2017) by Ray Tune: weak trials go on from the weights of strong ones,
+with their parameters shifted.
+
+A trial of it is no fixed configuration but a schedule of them. The study holds the parameters that a trial began
+with; those it ended with, and where they changed, are attributes of the trial, and the former are what is reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import PopulationBasedTraining
+
+from emolab.checkpoint import CheckpointFolder
+from emolab.training.metrics import EpochReport
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import epochs_in_process
+from emolab.tuning.pack import reason_of
+from emolab.tuning.recorder import TRACKED, TrialRecorder
+from emolab.tuning.space import CategoricalParameter, FloatParameter, SearchSpace, configured
+from emolab.tuning.study import METRIC, Study
+from emolab.tuning.workers import BASE, FAILURE, FINISHED
+
+NUMBER = "number"
+"""Key of a trial's configuration that holds its number in the study."""
+
+
+class PopulationTrial(ray.tune.Trainable):
+    """A trial that can hand over its weights and take those of another, by way of the loop's own checkpoints."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        torch.set_num_threads(1)
+        self._folder = tempfile.TemporaryDirectory(prefix="population-")
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        shutil.rmtree(self._root, ignore_errors=True)
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            report: EpochReport = next(self._epochs)
+        except Exception as error:  # whatever it is, it is the end of this trial and of no other
+            return {METRIC: -1.0, "epoch": 0, FAILURE: reason_of(error), "done": True}
+        return {**report.metrics(), FINISHED: report.finished, "done": report.finished}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        shutil.copytree(self._root, checkpoint_dir, dirs_exist_ok=True)
+
+    def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        assert isinstance(checkpoint, str)
+        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.copytree(checkpoint, self._root)
+        self._begin(self.config)
+
+    def cleanup(self) -> None:
+        self._folder.cleanup()
+
+    @property
+    def _root(self) -> Path:
+        return Path(self._folder.name) / "checkpoints"
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+        drawn = {key: value for key, value in config.items() if key not in (BASE, NUMBER)}
+        settings = configured(TrainSettings.model_validate(config[BASE]), drawn)
+        self._epochs = epochs_in_process(settings, checkpoints=CheckpointFolder(self._root))
+
+
+class PopulationRecorder(ray.tune.Callback):
+    """Tells the study what became of each member."""
+
+    def __init__(self, study: Study, recorder: TrialRecorder, keys: list[str], report: Callable[[str], None]) -> None:
+        self._study, self._recorder, self._keys, self._report = study, recorder, keys, report
+        self._curves: dict[int, list[dict[str, float]]] = {}
+        self._schedules: dict[int, list[dict[str, Any]]] = {}
+        self._started = time.perf_counter()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
+    ) -> None:
+        number, epoch = trial.config[NUMBER], int(result["epoch"])
+        if FAILURE in result:
+            return
+        curve, schedule = self._curves.setdefault(number, []), self._schedules.setdefault(number, [])
+        curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
+        drawn = {key: trial.config[key] for key in self._keys}
+        if not schedule or schedule[-1]["parameters"] != drawn:
+            schedule.append({"epoch": epoch, "parameters": drawn})
+        self._study.report(number, epoch, float(result[METRIC]))
+        self._recorder.epochs(number, curve[-1:])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        result = trial.last_result or {}
+        self._end(trial, result.get(FAILURE) or "", result)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        self._end(trial, "the trial's process failed", {})
+
+    def _end(self, trial: Trial, failure: str, result: Mapping[str, Any]) -> None:
+        number = trial.config[NUMBER]
+        curves = self._curves.get(number, [])
+        self._study.tell(
+            number,
+            "FAIL" if failure else "COMPLETE",
+            [] if failure else [float(result[METRIC])],
+            reason=failure,
+            epochs=len(curves),
+            seconds=time.perf_counter() - self._started,
+            curves=curves,
+            schedule=self._schedules.get(number, []),
+        )
+        self._study.flush()
+        record = self._study.record(number)
+        self._recorder.ended(record)
+        state = "failed" if failure else "complete"
+        outcome = failure or f"validation macro-F1 {record.value or math.nan:.4f}"
+        self._report(f"trial {number} {state} after {record.epochs} epochs: {outcome}")
+
+
+def run_population(
+    base: TrainSettings,
+    study: Study,
+    space: SearchSpace,
+    recorder: TrialRecorder,
+    report: Callable[[str], None],
+    *,
+    folder: Path,
+    trials: int,
+    resources: Mapping[str, float],
+    interval: int,
+    seed: int,
+) -> None:
+    """Train a population until the study holds ``trials`` trials.
+
+    Args:
+        interval: epochs between the comparisons of a trial with the others.
+    """
+    members = [study.ask() for _ in range(trials - study.finished())]
+    for draw in members:
+        recorder.began(draw.number, draw.parameters)
+    drawn = {draw.number: draw.parameters for draw in members}
+    keys = list(space.parameters)
+    random.seed(seed)  # Tune's choice of partners and shifts draws from here
+    ray.tune.Tuner(
+        ray.tune.with_resources(PopulationTrial, dict(resources)),
+        param_space={
+            BASE: base.model_dump(mode="json"),
+            NUMBER: ray.tune.grid_search(list(drawn)),
+            **{key: ray.tune.sample_from(_initial(drawn, key)) for key in keys},
+        },
+        tune_config=ray.tune.TuneConfig(
+            scheduler=PopulationBasedTraining(
+                time_attr="epoch",
+                metric=METRIC,
+                mode="max",
+                perturbation_interval=interval,
+                hyperparam_mutations={key: _mutation(space, key) for key in keys},
+                custom_explore_fn=lambda config: _within(space, config),
+            ),
+            reuse_actors=True,  # how many run at a time is left to their resources: members take turns
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"population-{os.urandom(3).hex()}",  # Tune's own records; what resumes is the study
+            storage_path=str(folder.resolve() / "ray"),
+            callbacks=[PopulationRecorder(study, recorder, keys, report)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _initial(drawn: Mapping[int, Mapping[str, Any]], key: str) -> Callable[[Any], Any]:
+    return lambda config: drawn[config[NUMBER]][key]
+
+
+def _mutation(space: SearchSpace, key: str) -> Any:
+    """From what Tune resamples a parameter: a list, of which it may also take a neighbour, or a range."""
+    parameter = space.parameters[key]
+    if isinstance(parameter, CategoricalParameter) or (values := parameter.values()) is None:
+        if isinstance(parameter, FloatParameter):
+            draw = ray.tune.loguniform if parameter.log else ray.tune.uniform
+            return draw(parameter.low, parameter.high)
+        return parameter.values()
+    return values
+
+
+def _within(space: SearchSpace, config: dict[str, Any]) -> dict[str, Any]:
+    """Tune multiplies what it shifts, and does not look at the ends of the range."""
+    bounded = copy.copy(config)
+    for key, parameter in space.parameters.items():
+        if isinstance(parameter, FloatParameter):
+            bounded[key] = min(max(config[key], parameter.low), parameter.high)
+    return bounded

@@ -1,0 +1,121 @@
+"""Writes every trial to the tracker as a child run, beside the search and not in its way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from emolab.tracking.provenance import code_version
+from emolab.tracking.tracker import Run, Tracker
+from emolab.tuning.study import METRIC, ROBUSTNESS, Study, TrialRecord
+
+TRACKED = (
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_macro_f1",
+    METRIC,
+    ROBUSTNESS,
+    "learning_rate",
+    "sessions_per_second",
+)
+"""Metrics of an epoch that are kept."""
+_STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+_RUNNING = "running"
+
+
+class TrialRecorder:
+    """One thread that talks to the tracker. What it could not write is written by the next call of the search: the
+    study holds everything that the tracker is told."""
+
+    def __init__(self, tracker: Tracker, parent: str, *, kind: str = "trial") -> None:
+        """
+        Args:
+            parent: id of the run below which the trials are recorded.
+            kind: what the trials are, for ``emolab.kind`` and the names of the runs.
+        """
+        self._tracker, self._parent, self._kind, self._tag = tracker, parent, kind, f"emolab.{kind}"
+        self._runs: dict[int, Run] = {}
+        self._tasks: queue.SimpleQueue[tuple[int | None, Callable[[], object]] | None] = queue.SimpleQueue()
+        self._version: dict[str, str] | None = None
+        self.trouble = ""
+        """The first thing that could not be written."""
+        self._thread = threading.Thread(target=self._work, name="trial-recorder", daemon=True)
+        self._thread.start()
+
+    def began(self, number: int, parameters: Mapping[str, Any]) -> None:
+        """A trial has been drawn."""
+        self._add(number, lambda: self._begin(number, parameters))
+
+    def epochs(self, number: int, metrics: Sequence[Mapping[str, float]]) -> None:
+        """A trial has finished some epochs."""
+        self._add(number, lambda: self._log(number, metrics))
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended, and the study holds that."""
+        self._add(record.number, lambda: self._end(record))
+
+    def catch_up(self, study: Study) -> None:
+        """Write what an earlier process has left unwritten, and close what it left open."""
+        curves = {record.number: (record, study.curves(record.number)) for record in study.records()}
+        self._add(None, lambda: self._complete(curves))
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._tasks.put(None)
+        self._thread.join()
+
+    def _add(self, number: int | None, task: Callable[[], object]) -> None:
+        if self._tracker.uri:
+            self._tasks.put((number, task))
+
+    def _work(self) -> None:
+        broken: set[int | None] = set()
+        while (entry := self._tasks.get()) is not None:
+            number, task = entry
+            if number in broken:  # its run stays open, by which the next call knows that something is missing
+                continue
+            try:
+                task()
+            except Exception as error:  # a tracker in trouble must not cost a trial
+                broken.add(number)
+                self.trouble = self.trouble or " ".join(str(error).split())[:200]
+
+    def _begin(self, number: int, parameters: Mapping[str, Any]) -> Run:
+        self._version = self._version or code_version()
+        tags = {"emolab.kind": self._kind, self._tag: str(number), "emolab.trial_state": _RUNNING}
+        run = self._tracker.start(f"{self._kind}-{number:04d}", parent=self._parent, tags=self._version | tags)
+        run.log_parameters(parameters)
+        self._runs[number] = run
+        return run
+
+    def _log(self, number: int, metrics: Sequence[Mapping[str, float]]) -> None:
+        for point in metrics:
+            values = {key: point[key] for key in TRACKED if key in point}
+            self._runs[number].log_metrics(values, step=int(point["epoch"]))
+
+    def _end(self, record: TrialRecord) -> None:
+        run = self._runs.pop(record.number)
+        if record.robustness is not None:
+            run.log_metrics({ROBUSTNESS: record.robustness}, step=record.epochs)
+        tags = {"emolab.trial_state": _STATES[record.state]}
+        run.set_tags(tags | ({"failure": record.reason} if record.state == "FAIL" else {}))
+        run.finish("FAILED" if record.state == "FAIL" else "FINISHED")
+
+    def _complete(self, trials: Mapping[int, tuple[TrialRecord, Sequence[Mapping[str, float]]]]) -> None:
+        mine = set(self._tracker.find("emolab.kind", self._kind, parent=self._parent))
+        left_open = mine & set(self._tracker.find("emolab.trial_state", _RUNNING, parent=self._parent))
+        for number, (record, curves) in trials.items():
+            runs = self._tracker.find(self._tag, str(number), parent=self._parent)
+            if runs and runs[0] not in left_open:
+                continue
+            left_open -= set(runs)
+            self._runs[number] = self._tracker.resume(runs[0]) if runs else self._begin(number, record.parameters)
+            self._log(number, curves)
+            self._end(record)
+        for identity in left_open:
+            run = self._tracker.resume(identity)
+            run.set_tags({"emolab.trial_state": "interrupted"})
+            run.finish("KILLED")

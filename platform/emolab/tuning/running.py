@@ -1,0 +1,88 @@
+"""Run a study's trials by the means that fit them: packed into few processes, or with several workers each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from emolab.tracking.tracker import Tracker
+from emolab.tuning.pack import PackSettings
+from emolab.tuning.packed import PackedPlan, PackedTrials
+from emolab.tuning.plan import SearchPlan
+from emolab.tuning.recorder import TrialRecorder
+from emolab.tuning.settings import TuneSettings
+from emolab.tuning.study import Study
+
+
+def run_trials(
+    settings: TuneSettings,
+    plan: SearchPlan,
+    study: Study,
+    tracker: Tracker,
+    parent: str,
+    report: Callable[[str], None],
+    *,
+    trials: int,
+    rungs: Sequence[int] = (),
+    kind: str = "trial",
+) -> None:
+    """Run trials until the study holds ``trials`` of them, and record each below the run ``parent``."""
+    recorder = TrialRecorder(tracker, parent, kind=kind)
+    try:
+        recorder.catch_up(study)
+        if study.finished() >= trials:
+            return
+        if settings.workers.count > 1:
+            from emolab.tuning.workers import run_with_workers
+
+            run_with_workers(
+                settings.base(),
+                study,
+                recorder,
+                report,
+                folder=plan.folder,
+                trials=trials,
+                concurrency=plan.concurrency,
+                rungs=rungs,
+            )
+        elif settings.tuning.stopping == "pbt" and kind == "trial":
+            from emolab.tuning.population import run_population
+
+            run_population(
+                settings.base(),
+                study,
+                plan.space,
+                recorder,
+                report,
+                folder=plan.folder,
+                trials=trials,
+                resources=plan.resources,
+                interval=settings.tuning.grace_epochs,
+                seed=settings.tuning.seed,
+            )
+        else:
+            packed = _packed(settings, plan, trials=trials, rungs=rungs, kind=kind)
+            PackedTrials(packed, study, recorder, report).run()
+    finally:
+        recorder.close()
+        if recorder.trouble:
+            report(f"the tracker did not take everything ({recorder.trouble}); the next call writes the rest")
+
+
+def _packed(settings: TuneSettings, plan: SearchPlan, *, trials: int, rungs: Sequence[int], kind: str) -> PackedPlan:
+    tuning = settings.tuning
+    return PackedPlan(
+        pack=PackSettings(
+            base=settings.base().model_dump(mode="json"),
+            robustness="robustness" in tuning.objectives,
+            limits=tuning.constraints.limits(),
+        ),
+        processes=plan.concurrency,
+        resources=plan.resources,
+        trials=trials,
+        epoch_budget=tuning.epoch_budget if kind == "trial" else None,
+        rungs=rungs,
+        fused=plan.fused,
+        retries=settings.workers.max_failures,
+        timeout_s=tuning.timeout_s,
+        kind=kind,
+    )

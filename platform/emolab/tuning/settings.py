@@ -1,0 +1,106 @@
+"""What a search is: the configuration of jobs/tune.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from emolab.cluster import ClusterSettings
+from emolab.configuration import Settings
+from emolab.sessions.preparation import PrepareSettings
+from emolab.training.recipe import TrainSettings
+from emolab.tuning.methods import Sampler, Scheduler
+from emolab.tuning.study import Objective
+
+
+class ConstraintSettings(Settings):
+    """Limits of an acceptable model. A trial over a limit is PRUNED before its first epoch, and the sampler told."""
+
+    parameters: int | None = Field(default=None, ge=1, description="most trainable parameters")
+    latency_ms: float | None = Field(
+        default=None, gt=0.0, description="longest median time for one session, forward, on the trial's device"
+    )
+
+    def limits(self) -> dict[str, float]:
+        """Name -> limit of those that are set."""
+        return {name: float(limit) for name, limit in self.model_dump().items() if limit is not None}
+
+
+class FinalSettings(Settings):
+    """How the winner is chosen among the best trials: each trained with several seeds, the best mean wins."""
+
+    top: int = Field(default=1, ge=1, description="best trials that take part; 1 with one seed: the best trial wins")
+    seeds: int = Field(default=1, ge=1, description="trainings of each, with seeds that the search did not use")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to train."""
+        return self.top > 1 or self.seeds > 1
+
+
+class SearchSettings(Settings):
+    """How to search."""
+
+    space: str = Field(
+        default="search_spaces/paper.yaml", description="file with the parameters and their distributions"
+    )
+    trials: int = Field(default=12, ge=1, description="trials in total; those already in the study count")
+    epoch_budget: int | None = Field(
+        default=None, ge=1, description="epochs over all trials; once they are spent no further trial starts"
+    )
+    sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
+    scheduler: Scheduler = Field(
+        default="asha", description="asha, hyperband, median, none or pbt; with several objectives none stops a trial"
+    )
+    objectives: tuple[Objective, ...] = Field(
+        default=("macro_f1",), description="[macro_f1] or [macro_f1, robustness], both on validation"
+    )
+    constraints: ConstraintSettings = ConstraintSettings()
+    grace_epochs: int = Field(default=2, ge=1, description="epochs before a scheduler may stop a trial")
+    reduction_factor: int = Field(default=3, ge=2, description="one trial in so many passes each rung")
+    concurrency: int | None = Field(
+        default=None, ge=1, description="trials at a time; null: as many as the cluster holds"
+    )
+    fused: int | None = Field(
+        default=None,
+        ge=1,
+        description="configurations trained in one step by each process; null: 8 on a GPU, 1 on CPUs",
+    )
+    timeout_s: float | None = Field(
+        default=None, gt=0.0, description="longest time without a finished epoch before a process counts as hung"
+    )
+    seed: int = Field(default=0, ge=0, description="of the sampler")
+    final: FinalSettings = FinalSettings()
+    final_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="DDP workers that train the best configuration; null: up to 4, as fit the cluster",
+    )
+
+    @model_validator(mode="after")
+    def _objectives(self) -> SearchSettings:
+        if self.objectives not in (("macro_f1",), ("macro_f1", "robustness")):
+            raise ValueError(f"objectives must be [macro_f1] or [macro_f1, robustness], got {list(self.objectives)}")
+        return self
+
+    @property
+    def stopping(self) -> Scheduler:
+        """The scheduler that is in force: with several objectives none."""
+        return self.scheduler if len(self.objectives) == 1 else "none"
+
+
+class TuneSettings(TrainSettings):
+    """A search (jobs/tune.py): a training configuration, and what to vary in it."""
+
+    register_as: str | None = Field(
+        default="edu-emotionnet", description="name in the model registry; null: not registered"
+    )
+    tuning: SearchSettings = SearchSettings()
+    prepare: PrepareSettings | None = Field(default=None, description="how to make the data set where it is missing")
+    cluster: ClusterSettings = ClusterSettings()
+
+    def base(self) -> TrainSettings:
+        """The configuration every trial starts from."""
+        values = self.model_dump(mode="json", include=set(TrainSettings.model_fields))
+        return TrainSettings.model_validate(values | {"data": str(Path(self.data).resolve()), "register_as": None})

@@ -1,0 +1,207 @@
+"""A study in memory whose database is written behind it.
+
+Optuna's relational storage makes one transaction of every parameter, value and attribute: about a hundred
+milliseconds for a short trial, all of it while a trial's process waits for its next task. Here every question is
+answered from memory, and one thread brings the database up to date, a trial at a time and in the order of their
+numbers. What is in the database is never ahead of memory and never half a draw; what `durable` says is there
+survives the death of the process.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from emolab.names import UserError
+
+_PICKLED = ("cma:",)
+"""System attributes in which a sampler keeps a pickle of its state. They stay in memory: a database may come from
+anywhere, and nothing that was read from a file is unpickled."""
+
+
+class WriteBehindStorage(InMemoryStorage):
+    """One study. Its database is opened, and read whole, when this object is made."""
+
+    def __init__(self, url: str, name: str, directions: Sequence[StudyDirection]) -> None:
+        """Open or create a study.
+
+        Args:
+            url: of the database, as SQLAlchemy writes it.
+
+        Raises:
+            UserError: the database cannot be opened.
+        """
+        super().__init__()
+        self.url = url
+        self._gate = threading.RLock()
+        self._condition = threading.Condition()
+        self._changed: set[int] = set()
+        self._writing: frozenset[int] = frozenset()
+        self._writer: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._written: dict[int, tuple[int, FrozenTrial]] = {}
+        try:
+            self._database = RDBStorage(url)
+            self._remote = _open_study(self._database, name, directions)
+            self._local = super().create_new_study(directions, name)
+            for trial in self._database.get_all_trials(self._remote, deepcopy=False):
+                self._adopt(trial)
+            for key, value in self._database.get_study_system_attrs(self._remote).items():
+                super().set_study_system_attr(self._local, key, value)
+        except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError) as error:
+            raise UserError(f"the study's database {url} cannot be opened: {_line(error)}") from None
+
+    def _adopt(self, trial: FrozenTrial) -> None:
+        identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]  # a storage is told its own ids
+        super().create_new_trial(self._local, _storable(trial))
+        self._written[trial.number] = (identity, self._snapshot(trial.number))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What happens in the block reaches the database at once."""
+        with self._gate:
+            yield
+
+    def durable(self, number: int) -> bool:
+        """Whether the database holds all that is known of a trial."""
+        self._complain()
+        with self._condition:
+            return number not in self._changed and number not in self._writing
+
+    def flush(self) -> None:
+        """Wait until the database holds everything.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._error is not None or not (self._changed or self._writing))
+        self._complain()
+
+    # What follows does as the class above does, and remembers which trial changed.
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        trial_id = super().create_new_trial(study_id, template_trial)
+        self._mark(trial_id)
+        return trial_id
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        self._mark(trial_id)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        changed = super().set_trial_state_values(trial_id, state, values)
+        self._mark(trial_id)
+        return changed
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        self._mark(trial_id)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_user_attr(trial_id, key, value)
+        self._mark(trial_id)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_system_attr(trial_id, key, value)
+        self._mark(trial_id)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        super().set_study_system_attr(study_id, key, value)
+        self._database.set_study_system_attr(self._remote, key, value)
+
+    def _mark(self, trial_id: int) -> None:
+        self._complain()
+        number = self.get_trial_number_from_id(trial_id)
+        with self._condition:
+            self._changed.add(number)
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write_changed, name="study-writer", daemon=True)
+                self._writer.start()
+
+    def _write_changed(self) -> None:
+        """The thread: it ends when there is nothing left to write."""
+        while True:
+            with self._gate, self._condition:
+                numbers, self._changed = sorted(self._changed), set()
+                self._writing = frozenset(numbers)
+                snapshots = [self._snapshot(number) for number in numbers]
+            try:
+                for trial in snapshots:
+                    self._write(trial)
+            except Exception as error:
+                self._error = error
+            with self._condition:
+                self._writing = frozenset()
+                self._condition.notify_all()
+                if self._error is not None or not self._changed:
+                    self._writer = None
+                    return
+
+    def _write(self, trial: FrozenTrial) -> None:
+        """Bring one trial of the database to a snapshot of it; its state last."""
+        if trial.number not in self._written:
+            identity = self._database.create_new_trial(self._remote, template_trial=_storable(trial))
+            self._written[trial.number] = (identity, trial)
+            return
+        identity, before = self._written[trial.number]
+        for name, distribution in trial.distributions.items():
+            if name not in before.params:
+                value = distribution.to_internal_repr(trial.params[name])
+                self._database.set_trial_param(identity, name, value, distribution)
+        for step, value in trial.intermediate_values.items():
+            if before.intermediate_values.get(step) != value:
+                self._database.set_trial_intermediate_value(identity, step, value)
+        for key, value in trial.user_attrs.items():
+            if key not in before.user_attrs or before.user_attrs[key] != value:
+                self._database.set_trial_user_attr(identity, key, value)
+        for key, value in _storable(trial).system_attrs.items():
+            if key not in before.system_attrs or before.system_attrs[key] != value:
+                self._database.set_trial_system_attr(identity, key, value)
+        if trial.state != before.state:
+            self._database.set_trial_state_values(identity, trial.state, trial.values)
+        self._written[trial.number] = (identity, trial)
+
+    def _snapshot(self, number: int) -> FrozenTrial:
+        """A trial as it is now. A copy: Optuna's own trial objects add reports and attributes to the one they got
+        when they were made."""
+        trial = copy.copy(self.get_trial(self.get_trial_id_from_study_id_trial_number(self._local, number)))
+        for part in ("params", "distributions", "intermediate_values", "user_attrs", "system_attrs"):
+            setattr(trial, part, dict(getattr(trial, part)))
+        return trial
+
+    def _complain(self) -> None:
+        if self._error is not None:
+            raise UserError(f"the study's database {self.url} cannot be written: {_line(self._error)}")
+
+
+def _open_study(database: RDBStorage, name: str, directions: Sequence[StudyDirection]) -> int:
+    try:
+        return database.get_study_id_from_name(name)
+    except KeyError:
+        return database.create_new_study(directions, name)
+
+
+def _storable(trial: FrozenTrial) -> FrozenTrial:
+    """A trial without what must not be stored."""
+    if not any(key.startswith(_PICKLED) for key in trial.system_attrs):
+        return trial
+    kept = copy.copy(trial)
+    kept.system_attrs = {key: value for key, value in trial.system_attrs.items() if not key.startswith(_PICKLED)}
+    return kept
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,147 @@
+"""Trials of several workers: each a Ray Train run of its own below Ray Tune. The only module that knows Ray Tune's
+loop; Optuna draws and judges here as it does for packed trials."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from emolab.names import UserError
+from emolab.training.distributed import fit_distributed
+from emolab.training.recipe import TrainSettings
+from emolab.tuning.recorder import TRACKED, TrialRecorder
+from emolab.tuning.space import configured
+from emolab.tuning.study import METRIC, State, Study
+
+BASE = "base"
+"""Key of a trial's configuration that holds the settings all trials share."""
+FAILURE = "failure"
+"""Result key: why a trial could not go on."""
+FINISHED = "finished"
+"""Result key: whether a trial came to its own end (all epochs, or early stopping by validation)."""
+
+
+class StudySearcher(Searcher):
+    """Gives Ray Tune the study's draws, and tells the study how each trial ended."""
+
+    def __init__(
+        self, study: Study, recorder: TrialRecorder, rungs: Sequence[int], report: Callable[[str], None]
+    ) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._study, self._recorder, self._rungs, self._report = study, recorder, rungs, report
+        self._numbers: dict[str, int] = {}
+        self._curves: dict[str, list[dict[str, float]]] = {}
+        self._started: dict[str, float] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        draw = self._study.ask()
+        self._numbers[trial_id], self._curves[trial_id] = draw.number, []
+        self._started[trial_id] = time.perf_counter()
+        self._recorder.began(draw.number, draw.parameters)
+        return draw.parameters
+
+    def learn(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take the result of an epoch; whether the trial goes on."""
+        value, epoch = result.get(METRIC), int(result.get("epoch", 0))
+        curve, number = self._curves[trial_id], self._numbers[trial_id]
+        if trial_id not in self._started or epoch <= len(curve) or value is None or not math.isfinite(value):
+            return True
+        self._study.report(number, epoch, value)
+        curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
+        self._recorder.epochs(number, curve[-1:])
+        return bool(result.get(FINISHED)) or epoch not in self._rungs or not self._study.should_prune(number)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id not in self._started:  # Tune may say it twice
+            return
+        result = result or {}
+        self.learn(trial_id, result)
+        seconds = time.perf_counter() - self._started.pop(trial_id)
+        state, reason = _end(result, error)
+        number, curves = self._numbers[trial_id], self._curves.pop(trial_id)
+        values = [float(result[METRIC])] if state == "COMPLETE" else []
+        self._study.tell(number, state, values, reason=reason, epochs=len(curves), seconds=seconds, curves=curves)
+        self._study.flush()
+        record = self._study.record(number)
+        self._recorder.ended(record)
+        outcome = reason if state == "FAIL" else f"validation macro-F1 {record.value or math.nan:.4f}"
+        named = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}[state]
+        self._report(f"trial {number} {named} after {record.epochs} epochs: {outcome}")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what resumes is the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was saved."""
+
+
+def _end(result: dict[str, Any], error: bool) -> tuple[State, str]:
+    failure = result.get(FAILURE)
+    if error or failure or not result:
+        return "FAIL", failure or ("the trial's process failed" if error else "no result was reported")
+    return ("COMPLETE", "") if result.get(FINISHED) else ("PRUNED", f"pruned after epoch {int(result['epoch'])}")
+
+
+class StudyScheduler(FIFOScheduler):
+    """Stops the trials that the study's pruner wants stopped. One that has finished must end by itself: stopped at
+    its last report, it would leave its workers, and their CPUs, behind."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        goes_on = self._searcher.learn(trial.trial_id, result)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
+def run_with_workers(
+    base: TrainSettings,
+    study: Study,
+    recorder: TrialRecorder,
+    report: Callable[[str], None],
+    *,
+    folder: Path,
+    trials: int,
+    concurrency: int,
+    rungs: Sequence[int],
+) -> None:
+    """Run trials of several workers until the study holds ``trials`` of them."""
+    searcher = StudySearcher(study, recorder, rungs, report)
+    ray.tune.Tuner(
+        # The workers reserve their own CPUs; the trial's own process only waits for them.
+        ray.tune.with_resources(distributed_trial, {"memory": 64 * 2**20}),
+        param_space={BASE: base.model_dump(mode="json")},
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=StudyScheduler(searcher),
+            num_samples=trials - study.finished(),
+            max_concurrent_trials=concurrency,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"trials-{os.urandom(3).hex()}",  # Tune's own records; what resumes is the study
+            storage_path=str(folder.resolve() / "ray"),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def distributed_trial(config: dict[str, Any]) -> None:
+    """One trial: training with DDP workers, as anywhere else."""
+    base = TrainSettings.model_validate(config[BASE])
+    folder = Path(ray.tune.get_context().get_trial_dir())
+    try:
+        settings = configured(base, {key: value for key, value in config.items() if key != BASE})
+        fit_distributed(settings, folder, callbacks=[TuneReportCallback()])
+    except UserError as error:
+        ray.tune.report({METRIC: math.nan, "epoch": 0, FAILURE: str(error), FINISHED: False, "done": True})

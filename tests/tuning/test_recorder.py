@@ -1,0 +1,107 @@
+"""The tracker is told everything once, whenever it can be reached, and the search does not wait for it."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.tracker import Run, Tracker
+from emolab.tuning.recorder import TrialRecorder
+from emolab.tuning.space import SearchSpace
+from emolab.tuning.study import METRIC, Study
+
+SPACE = SearchSpace.model_validate(
+    {"parameters": {"model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5}}}
+)
+
+
+class Interrupted(Tracker):
+    """A tracker that takes so many metrics and then fails for ever."""
+
+    def __init__(self, tracker: Tracker, metrics: int) -> None:
+        self.uri, self.tracker, self.left = tracker.uri, tracker, metrics
+
+    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+        run = self.tracker.start(name, parent=parent, tags=tags)
+        log, outer = run.log_metrics, self
+
+        def log_metrics(metrics: Mapping[str, float], *, step: int) -> None:
+            if not outer.left:
+                raise ConnectionError("the tracker is gone")
+            outer.left -= 1
+            log(metrics, step=step)
+
+        run.log_metrics = log_metrics
+        return run
+
+    def resume(self, run_id: str) -> Run:
+        return self.tracker.resume(run_id)
+
+    def find(self, tag: str, value: str, *, parent: str | None = None) -> Any:
+        return self.tracker.find(tag, value, parent=parent)
+
+    def instructions(self) -> str:
+        return ""
+
+
+def run_trials(study: Study, recorder: TrialRecorder, count: int) -> None:
+    """Trials of two epochs."""
+    for _ in range(count):
+        draw = study.ask()
+        recorder.began(draw.number, draw.parameters)
+        curves = [{"epoch": float(epoch), METRIC: 0.1 * epoch} for epoch in (1, 2)]
+        for point in curves:
+            recorder.epochs(draw.number, [point])
+        study.tell(draw.number, "COMPLETE", [0.2], epochs=2, curves=curves)
+        recorder.ended(study.record(draw.number))
+
+
+def assert_complete(tracker: MLflowTracker, parent: str, count: int) -> None:
+    runs = [tracker.client.get_run(run_id) for run_id in tracker.children(parent)]
+    assert sorted(run.data.tags["emolab.trial"] for run in runs) == [str(number) for number in range(count)]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["emolab.trial_state"] == "complete"
+        assert set(run.data.params) == {"model.dropout"}
+        history = tracker.client.get_metric_history(run.info.run_id, METRIC)
+        assert sorted((metric.step, metric.value) for metric in history) == [(1, 0.1), (2, 0.2)]
+
+
+def test_what_a_failing_tracker_missed_is_written_once_by_the_next_call(tmp_path: Path) -> None:
+    """It fails after three metrics, in the middle of the second of three trials."""
+    tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
+    assert isinstance(tracker, MLflowTracker)
+    parent = tracker.start("search").run_id
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    broken = TrialRecorder(Interrupted(tracker, 3), parent)
+    run_trials(study, broken, 3)
+    broken.close()
+    assert broken.trouble == "the tracker is gone"
+    study.flush()
+    for _ in range(2):  # the second time there is nothing left to write
+        again = TrialRecorder(tracker, parent)
+        again.catch_up(Study(tmp_path / "study.db", "s", space=SPACE))
+        again.close()
+        assert again.trouble == ""
+        assert_complete(tracker, parent, 3)
+
+
+def test_a_slow_tracker_does_not_hold_up_the_search(tmp_path: Path) -> None:
+    tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
+    assert isinstance(tracker, MLflowTracker)
+    parent = tracker.start("search").run_id
+
+    class Slow(Interrupted):
+        def start(self, *arguments: Any, **options: Any) -> Run:
+            time.sleep(0.5)
+            return super().start(*arguments, **options)
+
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    recorder = TrialRecorder(Slow(tracker, 100), parent)
+    started = time.perf_counter()
+    run_trials(study, recorder, 4)
+    driven = time.perf_counter() - started
+    recorder.close()
+    assert driven < 0.5 * (time.perf_counter() - started)
+    assert_complete(tracker, parent, 4)
