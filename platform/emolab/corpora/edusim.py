@@ -55,6 +55,7 @@ class EduSim(Corpus):
     """
 
     name = "edusim"
+    generated = True
 
     sessions: int = 5000
     """Number of sessions. Session 17 of 100 is session 17 of 5,000, all else being equal."""

@@ -1,0 +1,106 @@
+"""Transcripts as words with times: JSON of words, pocketsphinx's JSON, and captions (WebVTT, SubRip)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pysubs2
+
+from emolab.features.decoding import Limits, UnusableMediaError
+from emolab.features.grid import Word
+
+_LARGEST_FILE = 64 * 2**20
+"""Bytes; a day of speech is a few megabytes."""
+_VARIANT = re.compile(r"\(\d+\)$")
+"""Pocketsphinx marks the second pronunciation of a word as ``was(2)``."""
+_NOT_SPOKEN = {"<s>", "</s>", "<sil>", "[NOISE]", "[SPEECH]"}
+
+
+def read_words(path: Path) -> tuple[Word, ...]:
+    """The words of a transcript, by its ending: .json, .vtt, .srt.
+
+    Raises:
+        UnusableMediaError: it cannot be read, or is none of these.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UnusableMediaError(f"{path.name}: transcripts end in {', '.join(_READERS)}")
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UnusableMediaError(f"{path.name} is larger than {_LARGEST_FILE >> 20} MB: not a transcript")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UnusableMediaError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UnusableMediaError(f"{path.name} is not UTF-8 text") from None
+    return reader(text, path.name)
+
+
+def check_words(words: Sequence[Word], limits: Limits) -> None:
+    """Refuse words that lie nowhere on a session's clock.
+
+    Raises:
+        UnusableMediaError: a time that is no number, negative, too late, or runs backwards, with the word.
+    """
+    latest = 0.0
+    for number, (start, end, text) in enumerate(words, start=1):
+        where = f"transcript, word {number} ({text[:30]!r})"
+        if not (math.isfinite(start) and math.isfinite(end)) or start < 0:
+            raise UnusableMediaError(f"{where}: its times are {start:g} to {end:g} s")
+        if end < start or start < latest:
+            raise UnusableMediaError(f"{where}: times run backwards, {start:g} to {end:g} s after {latest:g} s")
+        if end > limits.seconds:
+            raise UnusableMediaError(f"{where} ends after the {limits.seconds / 3600:g} hours of max_hours")
+        latest = start
+
+
+def spread_words(text: str, start: float, end: float) -> tuple[Word, ...]:
+    """The words of a sentence whose own interval is all that is known, each as long as its share of the letters."""
+    spoken = text.split()
+    letters = sum(map(len, spoken))
+    words, before = [], 0
+    for word in spoken:
+        after = before + len(word)
+        words.append(Word(start + (end - start) * before / letters, start + (end - start) * after / letters, word))
+        before = after
+    return tuple(words)
+
+
+def _from_json(text: str, name: str) -> tuple[Word, ...]:
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict):
+            return _from_pocketsphinx(content["w"])
+        return tuple(Word(float(word["start"]), float(word["end"]), str(word["text"])) for word in content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UnusableMediaError(
+            f'{name}: expected [{{"start": s, "end": s, "text": word}}, ...] or what pocketsphinx writes '
+            f"({type(error).__name__}: {str(error)[:80]})"
+        ) from None
+
+
+def _from_pocketsphinx(entries: Any) -> tuple[Word, ...]:
+    spoken = [(float(word["b"]), float(word["d"]), _VARIANT.sub("", str(word["t"]))) for word in entries]
+    return tuple(Word(begin, begin + length, text) for begin, length, text in spoken if text not in _NOT_SPOKEN)
+
+
+def _from_captions(text: str, name: str) -> tuple[Word, ...]:
+    try:
+        captions = pysubs2.SSAFile.from_string(text, format_={".vtt": "vtt", ".srt": "srt"}[Path(name).suffix.lower()])
+    except (pysubs2.Pysubs2Error, ValueError) as error:
+        raise UnusableMediaError(f"{name} is not a caption file: {str(error)[:80]}") from None
+    if not captions.events and text.strip().removeprefix("WEBVTT").strip():
+        raise UnusableMediaError(f"{name} is not a caption file: it has no caption with times")
+    return tuple(word for line in captions for word in spread_words(line.plaintext, line.start / 1000, line.end / 1000))
+
+
+_READERS: dict[str, Callable[[str, str], tuple[Word, ...]]] = {
+    ".json": _from_json,
+    ".vtt": _from_captions,
+    ".srt": _from_captions,
+}

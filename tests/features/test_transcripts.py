@@ -1,0 +1,126 @@
+"""Transcripts and label tables: what is read, and what is refused with its place."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.features.media_files import real_media, write_rows
+
+from emolab.features.annotations import read_spans
+from emolab.features.decoding import Limits, UnusableMediaError
+from emolab.features.grid import LabelledSpan, Word
+from emolab.features.transcripts import check_words, read_words, spread_words
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_words_as_json(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", '[{"start": 0.5, "end": 1, "text": "why", "extra": 3}]')
+    assert read_words(path) == (Word(0.5, 1.0, "why"),)
+
+
+def test_what_pocketsphinx_wrote_about_real_speech() -> None:
+    path = real_media() / "speech" / "sense_and_sensibility_01_austen_64kb-0880.json"
+    words = read_words(path)
+    assert " ".join(word.text for word in words) == "he was not an ill disposed young man"
+    assert words[0] == Word(0.21, 0.21 + 0.12, "he")
+    check_words(words, Limits())
+
+
+def test_captions_spread_their_words_over_their_time(tmp_path: Path) -> None:
+    vtt = "WEBVTT\n\nNOTE a comment\n\n1\n00:00:01.000 --> 00:00:03.000\n<v Ann>I am <b>lost</b>\n"
+    srt = "1\n00:00:01,000 --> 00:00:03,000\nI am <i>lost</i>\n\n"
+    for name, text in (("a.vtt", vtt), ("a.srt", srt)):
+        words = read_words(written(tmp_path, name, text))
+        assert [word.text for word in words] == ["I", "am", "lost"], name
+        assert (words[0].start, words[-1].end) == (1.0, 3.0)
+        assert words[1].start == pytest.approx(1 + 2 / 7)
+
+
+@given(st.text("abc defgh  ", max_size=60), st.floats(0, 1e4), st.floats(0, 100))
+@settings(deadline=None)
+def test_spread_words_fill_the_interval_in_order(text: str, start: float, length: float) -> None:
+    words = spread_words(text, start, start + length)
+    assert [word.text for word in words] == text.split()
+    if words:
+        assert words[0].start == pytest.approx(start)
+        assert words[-1].end == pytest.approx(start + length)
+        check_words(words, Limits(seconds=math.inf))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "hello", r"transcripts end in .json, .vtt, .srt"),
+        ("a.json", "{", r"a.json: expected .*JSONDecodeError"),
+        ("a.json", '{"words": []}', r"a.json: expected .*KeyError"),
+        ("a.json", '[{"start": 0, "end": "soon", "text": "a"}]', r"a.json: expected .*soon"),
+        ("a.json", "[" * 100_000, r"a.json: expected .*RecursionError"),
+        ("a.json", "3", r"a.json: expected .*TypeError"),
+        ("a.vtt", "this is a letter", "is not a caption file"),
+        ("a.srt", "\x00\x01", "is not a caption file"),
+    ],
+)
+def test_what_is_no_transcript_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UnusableMediaError, match=message) as refusal:
+        read_words(written(tmp_path, name, text))
+    assert "\n" not in str(refusal.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UnusableMediaError, match=r"a\.json is not UTF-8 text"):
+        read_words(tmp_path / "a.json")
+    with pytest.raises(UnusableMediaError, match=r"nowhere\.json cannot be read"):
+        read_words(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([Word(2, 3, "late"), Word(1, 2, "early")], "word 2 .'early'.: times run backwards"),
+        ([Word(2, 1, "turned")], "word 1 .'turned'.: times run backwards"),
+        ([Word(-1, 1, "before")], "word 1 .'before'.: its times are -1 to 1 s"),
+        ([Word(0, math.nan, "never")], "its times are 0 to nan s"),
+        ([Word(0, 1e9, "ages")], "ends after the 4 hours of max_hours"),
+    ],
+)
+def test_impossible_times_are_refused(words: list[Word], message: str) -> None:
+    with pytest.raises(UnusableMediaError, match=message):
+        check_words(words, Limits())
+
+
+def test_label_tables(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "l.csv", "label,start,end,rater", "bored,0,1.5,x", "curious,1.5,2,y")
+    assert read_spans(path) == (LabelledSpan(0.0, 1.5, "bored"), LabelledSpan(1.5, 2.0, "curious"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["start,end", "0,1"], "l.csv: column 'label' is missing"),
+        (["start,end,label", "0,1,bored", "1,two,bored"], "l.csv, row 3, column end: expected seconds, got 'two'"),
+        (["start,end,label", "2,1,bored"], "l.csv, row 2: a label from 2 to 1 s"),
+        (["start,end,label", "0,inf,bored"], "l.csv, row 2: a label from 0 to inf s"),
+        (["start,end,label", "0,1,"], "l.csv, row 2, column label: is empty"),
+        (["start,end,label", "0"], "l.csv, row 2, column end: expected seconds, got ''"),
+    ],
+)
+def test_wrong_rows_of_a_label_table_are_named(tmp_path: Path, rows: list[str], message: str) -> None:
+    with pytest.raises(UnusableMediaError, match=message):
+        read_spans(write_rows(tmp_path / "l.csv", *rows))
+
+
+def test_a_transcript_of_the_wrong_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emolab.features.transcripts._LARGEST_FILE", 10)
+    path = written(tmp_path, "a.json", json.dumps([{"start": 0, "end": 1, "text": "word"}]))
+    with pytest.raises(UnusableMediaError, match="not a transcript"):
+        read_words(path)
