@@ -1,28 +1,25 @@
-"""Make a data set of session shards.
+"""Make a data set of session shards, and a report of what is in it.
 
 python jobs/prepare.py --corpus edusim --output data/edusim options.sessions=5000
 python jobs/prepare.py --corpus mosi --source path/to/mosi --output data/mosi
+python jobs/prepare.py --corpus media --manifest sessions.csv --output data/mine protocol.max_gap_seconds=2
 python jobs/prepare.py --preset smoke
 """
 
 import sys
-from pathlib import Path
 
-from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import parse, run_job
-from emolab.sessions.preparation import PrepareSettings, prepare
 from emolab.sessions.shards import describe
+from emolab.studies.preparation import PreparationSettings, prepare_and_report
 
 
 def main() -> None:
-    settings, dry_run = parse(PrepareSettings, sys.argv[1:], description=__doc__ or "")
-    corpus = settings.build()
+    settings, dry_run = parse(PreparationSettings, sys.argv[1:], description=__doc__ or "")
     if dry_run:
+        corpus = settings.build()
         print(f"would write {len(corpus.references())} sessions of {corpus.name} to {settings.output}")
         return
-    with connected(ClusterSettings()):
-        manifest = prepare(corpus, Path(settings.output), seed=settings.seed, shard_sessions=settings.shard_sessions)
-    print(describe(manifest))
+    print(describe(prepare_and_report(settings, report=lambda line: print(line, flush=True))))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.conftest import ToyCorpus
 
 from emolab.names import UserError
@@ -231,20 +232,52 @@ def test_the_papers_split_is_35_5_10() -> None:
     assert counts == [35, 5, 10]
 
 
-@given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 5), st.integers(0, 3))
+def some_lengths(sessions: int) -> NDArray[np.int64]:
+    return np.random.default_rng(sessions).integers(30, 301, sessions)
+
+
+@given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 5), st.integers(0, 3), st.sampled_from([0, 1, 3, 50]))
 def test_global_batches_do_not_depend_on_the_number_of_workers(
-    sessions: int, batch_size: int, workers: int, epoch: int
+    sessions: int, batch_size: int, workers: int, epoch: int, buckets: int
 ) -> None:
-    alone = epoch_batches(sessions, batch_size, seed=1, epoch=epoch)
-    shares = [epoch_batches(sessions, batch_size, seed=1, epoch=epoch, rank=r, workers=workers) for r in range(workers)]
+    def plan(**share: int) -> list[NDArray[np.int64]]:
+        lengths = some_lengths(sessions)
+        return epoch_batches(lengths, batch_size, seed=1, epoch=epoch, bucket_batches=buckets, **share)
+
+    alone = plan()
+    shares = [plan(rank=r, workers=workers) for r in range(workers)]
     assert len({len(share) for share in shares}) == 1
     for step, batch in enumerate(alone):
         assert sorted(batch) == sorted(i for share in shares for i in share[step])
     assert sorted(i for batch in alone for i in batch) == list(range(sessions))
+    sizes = [len(batch) for batch in alone]
+    assert len(sizes) == -(-sessions // batch_size)
+    assert sorted(sizes)[1:] == [batch_size] * (len(sizes) - 1)
     dealt = [
         i for r in range(workers) for b in ordered_batches(sessions, batch_size, rank=r, workers=workers) for i in b
     ]
     assert sorted(dealt) == list(range(sessions))
+
+
+def test_length_buckets_hold_similar_lengths_and_are_shuffled_anew_in_every_epoch() -> None:
+    lengths = some_lengths(320)
+
+    def plan(epoch: int, buckets: int) -> list[list[int]]:
+        return [b.tolist() for b in epoch_batches(lengths, 16, seed=3, epoch=epoch, bucket_batches=buckets)]
+
+    def padded(batches: list[list[int]]) -> float:
+        return sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum()
+
+    assert plan(0, 20) == plan(0, 20)
+    assert padded(plan(0, 20)) < 1.06 < 1.5 < padded(plan(0, 0))
+    assert padded(plan(0, 5)) < 1.2
+    means = [lengths[batch].mean() for batch in plan(0, 20)]
+    assert means != sorted(means)
+    first, second = ({frozenset(batch) for batch in plan(epoch, 5)} for epoch in (0, 1))
+    assert not first & second  # other sessions meet each other
+    assert plan(0, 0) == [
+        np.random.default_rng([3, 0]).permutation(320)[start : start + 16].tolist() for start in range(0, 320, 16)
+    ]
 
 
 def test_a_manifest_cannot_point_outside_its_folder(make_dataset: Make) -> None:

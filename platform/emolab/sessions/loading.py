@@ -164,15 +164,51 @@ def load_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
 
 
 def epoch_batches(
-    sessions: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, workers: int = 1
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    workers: int = 1,
+    bucket_batches: int = 0,
 ) -> list[NDArray[np.int64]]:
     """Positions of the sessions in each batch of one worker, for one shuffled epoch.
 
-    ``batch_size`` is the global one. Every worker gets equally many batches; at the end of an epoch a worker's
-    share of the last batch can be empty.
+    Every worker gets equally many batches; at the end of an epoch a worker's share of the smallest batch can be empty.
+
+    Args:
+        lengths: (N,) steps per session.
+        batch_size: the global one.
+        bucket_batches: sessions of so many batches are sorted by length before they are cut, and the batches are
+            shuffled afterwards, so that a batch holds sessions of similar length; 0 cuts the shuffled order as it is.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(sessions)
-    return [order[start : start + batch_size][rank::workers] for start in range(0, sessions, batch_size)]
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    if not bucket_batches:
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    else:
+        batches = _buckets(order, lengths, batch_size, bucket_batches, generator)
+    return [batch[rank::workers] for batch in batches]
+
+
+def _buckets(
+    order: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    bucket_batches: int,
+    generator: np.random.Generator,
+) -> list[NDArray[np.int64]]:
+    batches = []
+    for start in range(0, len(order), batch_size * bucket_batches):
+        pool = order[start : start + batch_size * bucket_batches]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]  # equal lengths stay as they were shuffled
+        full, rest = divmod(len(pool), batch_size)
+        sizes = [batch_size] * full
+        if rest:  # the short batch lies anywhere, or it would always hold the longest sessions
+            sizes.insert(int(generator.integers(full + 1)), rest)
+        batches += np.split(pool, np.cumsum(sizes)[:-1])
+    return [batches[place] for place in generator.permutation(len(batches))]
 
 
 def ordered_batches(sessions: int, batch_size: int, *, rank: int = 0, workers: int = 1) -> list[NDArray[np.int64]]:

@@ -68,6 +68,14 @@ class Manifest(_Record):
     options: dict[str, Any] = {}
     """The corpus's options, so that the same command finds its own data set again."""
     provenance: dict[str, Any] = {}
+    protocol: dict[str, Any] = {}
+    """What was done to the corpus's sessions: the options of ``Protocol`` that differ from doing nothing."""
+    dropped: dict[str, int] = {}
+    """Rule of the protocol -> sessions that it left out."""
+    quarantined: int = 0
+    """Sessions that could not be read; quarantine.csv says why."""
+    annotation: dict[str, Any] = {}
+    """What the corpus says of its labels: agreement of the annotators, labels that no table maps."""
     statistics: Statistics
     splits: dict[Split, SplitSummary]
     shards: list[Shard]
@@ -75,11 +83,13 @@ class Manifest(_Record):
     @property
     def digest(self) -> str:
         """SHA-256 over the content of the data set: the same data has the same digest wherever it lies."""
-        content = {
+        content: dict[str, Any] = {
             "classes": self.classes,
             "dimensions": self.dimensions,
             "shards": [(shard.path, shard.sha256) for shard in self.shards],
         }
+        if self.protocol:
+            content["protocol"] = self.protocol
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

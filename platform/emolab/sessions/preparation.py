@@ -1,47 +1,60 @@
-"""Corpus -> session shards, with Ray Data: shards are planned first and written in parallel."""
+"""Corpus -> session shards, with Ray Data.
+
+A generated corpus is written shard by shard as it is computed. A recorded one is first read session by session into
+a work folder, where the protocol can look at all of it before anything is split, scaled and written.
+"""
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
-import ray.data
-from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
-from ray.exceptions import RayTaskError
 
-from emolab.cluster import user_error
 from emolab.configuration import Settings
 from emolab.corpora.catalog import corpus_class
 from emolab.corpora.corpus import SPLITS, Corpus, SessionReference, Split
+from emolab.locks import holding
 from emolab.names import UserError, nearest
-from emolab.sessions.manifest import (
-    FILE_NAME,
-    Manifest,
-    Shard,
-    SplitSummary,
-    Statistics,
-    read_manifest,
-    write_manifest,
-)
-from emolab.sessions.schema import Session, arrow_schema
-from emolab.sessions.shards import claim_session, sha256, write_shard
-from emolab.sessions.splits import split_by_speaker
+from emolab.sessions.assembly import build_manifest, plan_shards, write_shards
+from emolab.sessions.facts import SessionFacts
+from emolab.sessions.ingestion import checked, ingest, screen
+from emolab.sessions.inventory import FILE_NAME as INVENTORY
+from emolab.sessions.inventory import QUARANTINE, Refusal, inventory, summary, write_inventory, write_quarantine
+from emolab.sessions.manifest import FILE_NAME, Manifest, canonical_json, read_manifest, write_manifest
+from emolab.sessions.protocol import Dropped, Protocol, normalised, select
+from emolab.sessions.schema import Session
+from emolab.sessions.shards import sha256
+from emolab.sessions.splits import assign_splits
+from emolab.sessions.work import FOLDER as WORK
+from emolab.sessions.work import Finished, WorkFolder
+
+REPORT = "report.html"
+"""The data report, which jobs/prepare.py writes beside the manifest."""
+
+_PLACES = ("source", "manifest")
+"""Options of a corpus that say where its files lie; flags of the job."""
 
 
 class PrepareSettings(Settings):
     """A data set to make (jobs/prepare.py)."""
 
-    corpus: str = Field(default="edusim", description="edusim, mosi, ...")
+    corpus: str = Field(default="edusim", description="edusim, mosi, media, ...")
     source: str | None = Field(default=None, description="folder or file of a corpus that is not generated")
+    manifest: str | None = Field(default=None, description="table of sessions, of a corpus that takes one")
     output: str = Field(default="data/edusim", description="folder to write")
-    seed: int = Field(default=0, ge=0, description="of the simulator and of the split by speakers")
-    shard_sessions: int = Field(default=256, ge=1, description="sessions per Parquet file")
+    seed: int = Field(default=0, ge=0, description="of the simulator, the split by speakers and the balancing")
+    shard_sessions: int = Field(default=256, ge=1, description="most sessions per Parquet file")
+    max_refused: float = Field(
+        default=0.1, ge=0.0, le=1.0, description="largest share of sessions that may be quarantined"
+    )
+    stall_seconds: float = Field(
+        default=3600.0, gt=0.0, description="longest time without any finished session before the job gives up"
+    )
+    protocol: Protocol = Protocol()
     options: dict[str, Any] = Field(default={}, description="the corpus's own options, as options.key=value")
 
     preset_section: ClassVar[str] = "prepare"
@@ -52,19 +65,21 @@ class PrepareSettings(Settings):
         Raises:
             UserError: unknown corpus or option, or a value it refuses.
         """
-        corpus = corpus_class(self.corpus)
-        known = [name for name in corpus.__annotations__ if name != "name"]
+        corpus: Any = corpus_class(self.corpus)
+        known = {field.name: field for field in fields(corpus) if field.init}
         values = dict(self.options)
-        for name, value in (("source", self.source), ("seed", self.seed)):
-            if name in known and value is not None:
-                values.setdefault(name, value)
+        for name in (*_PLACES, "seed"):
+            if name in known and getattr(self, name) is not None:
+                values.setdefault(name, getattr(self, name))
         for key in values:
             if key not in known:
                 raise UserError(
                     f"options.{key}: unknown option of {self.corpus}{nearest(key, known)} (options: {', '.join(known)})"
                 )
-        if "source" in known and not values.get("source"):
-            raise UserError(f"corpus {self.corpus} needs --source, the folder it lies in")
+        for name in _PLACES:
+            required = name in known and known[name].default is MISSING and known[name].default_factory is MISSING
+            if required and not values.get(name):
+                raise UserError(f"corpus {self.corpus} needs --{name}, which says where it lies")
         try:
             return TypeAdapter(corpus).validate_python(values)
         except ValidationError as error:
@@ -74,181 +89,193 @@ class PrepareSettings(Settings):
                 f"options.{key}: {first['msg'].removeprefix('Value error, ')}" if key else first["msg"]
             ) from None
 
+    def prepare(self, *, report: Callable[[str], None] = print) -> Manifest:
+        """Make the data set; Ray must be connected.
 
-class ShardPlan(NamedTuple):
-    """Which sessions one file will hold. The plan does not depend on the cluster, hence neither do the bytes."""
-
-    name: str
-    references: list[SessionReference]
+        Raises:
+            UserError: as ``build`` and ``prepare``.
+        """
+        return prepare(
+            self.build(),
+            Path(self.output),
+            seed=self.seed,
+            shard_sessions=self.shard_sessions,
+            protocol=self.protocol,
+            max_refused=self.max_refused,
+            stall_seconds=self.stall_seconds,
+            report=report,
+        )
 
 
 def prepare(
-    corpus: Corpus, output: Path, *, seed: int, shard_sessions: int, report: Callable[[str], None] = print
+    corpus: Corpus,
+    output: Path,
+    *,
+    seed: int,
+    shard_sessions: int,
+    protocol: Protocol | None = None,
+    max_refused: float = 0.1,
+    stall_seconds: float = 3600.0,
+    report: Callable[[str], None] = print,
 ) -> Manifest:
     """Write a corpus as a data set folder and return its manifest.
 
-    The manifest is written last, so a folder without one is unfinished; running again keeps the shards whose bytes
-    were recorded and writes the rest.
+    The manifest is written last, so a folder without one is unfinished. Running again keeps every recorded session
+    that was read, and ends with the bytes of an unbroken run.
 
     Raises:
-        UserError: a session breaks the contract, ids repeat, or the folder holds another data set.
+        UserError: more sessions than ``max_refused`` allows had to be set aside, ids repeat, a speaker is in two
+            splits, nothing is left, or the folder holds another data set.
     """
-    splits = assign_splits(corpus.references(), seed=seed)
-    plans = plan_shards(splits, shard_sessions)
-    existing = _existing(output, corpus)
+    protocol = protocol or Protocol()
+    existing = _existing(output, corpus, protocol, seed=seed)
     if existing is not None:
         return existing
-    _clear_partial(output)
-    report(f"writing {len(plans)} shards with {sum(len(p.references) for p in plans)} sessions to {output}")
-    rows = _write_shards(corpus, output, plans)
-    manifest = _manifest(corpus, splits, rows, seed=seed)
-    write_manifest(manifest, output)
+    references = corpus.references()
+    if not references:
+        raise UserError(f"corpus {corpus.name} lists no session")
+    if corpus.generated and protocol == Protocol():
+        splits = assign_splits(references, seed=seed)
+        return _write(corpus, _CorpusLoader(corpus), output, _Selection(splits), shard_sessions, seed, protocol, report)
+    work = WorkFolder(output)
+    sound, refused = screen(corpus, references)
+    with holding(work.root, what="preparation"):
+        work.claim(corpus)
+        finished, unread = ingest(corpus, sound, work, stall_seconds=stall_seconds, report=report)
+        refused += unread
+        write_quarantine(refused, output)
+        _check_refused(refused, len(references), max_refused, output)
+        chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
+        load = _WorkLoader(work, finished, protocol)
+        manifest = _write(corpus, load, output, chosen, shard_sessions, seed, protocol, report)
+        work.remove()
     return manifest
 
 
-def assign_splits(references: Sequence[SessionReference], *, seed: int) -> dict[Split, list[SessionReference]]:
-    """Published splits where the corpus has them, otherwise 70/10/20 % of the speakers.
+@dataclass(frozen=True)
+class _Selection:
+    """What goes into the data set, and what does not."""
 
-    Raises:
-        UserError: a session id twice, or a speaker in two splits.
-    """
-    published = all(reference.published_split is not None for reference in references)
-    chosen = {} if published else split_by_speaker([r.speaker_id for r in references], seed=seed)
-    seen: dict[str, str] = {}
-    speakers: dict[str, str] = {}
-    splits: dict[Split, list[SessionReference]] = {split: [] for split in SPLITS}
-    for reference in references:
-        split = reference.published_split or chosen[reference.speaker_id]
-        claim_session(reference.session_id, reference.speaker_id, split, seen, speakers)
-        splits[split].append(reference)
-    return splits
+    splits: Mapping[Split, list[SessionReference]]
+    finished: Mapping[str, Finished] | None = None
+    """Of a recorded corpus: every session that could be read."""
+    dropped: Sequence[Dropped] = ()
+    refused: Sequence[Refusal] = ()
 
 
-def plan_shards(splits: dict[Split, list[SessionReference]], shard_sessions: int) -> list[ShardPlan]:
-    """Cut every split into files of at most ``shard_sessions`` sessions."""
-    return [
-        ShardPlan(f"{split}/part-{start // shard_sessions:05d}.parquet", references[start : start + shard_sessions])
-        for split, references in splits.items()
-        for start in range(0, len(references), shard_sessions)
-    ]
+class _CorpusLoader:
+    """Generates sessions in the workers that write them."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def __call__(self, reference: SessionReference) -> Session:
+        return checked(self.corpus, reference, self.corpus.load(reference))
 
 
-def _write_shards(corpus: Corpus, output: Path, plans: list[ShardPlan]) -> list[dict[str, Any]]:
-    data = ray.data.from_items([{"plan": index} for index in range(len(plans))], override_num_blocks=len(plans))
-    try:
-        rows = data.map(_ShardWriter(corpus, output.resolve(), plans)).take_all()
-    except RayTaskError as error:
-        raise user_error(error) from None
-    return sorted(rows, key=lambda row: row["plan"])
+class _WorkLoader:
+    """Takes sessions from the work folder, scaled as the protocol says."""
+
+    def __init__(self, work: WorkFolder, finished: Mapping[str, Finished], protocol: Protocol) -> None:
+        self.work, self.normalise = work, protocol.normalise == "session"
+        self.digests = {session_id: each.sha256 for session_id, each in finished.items()}
+
+    def __call__(self, reference: SessionReference) -> Session:
+        session = self.work.load(reference.session_id, self.digests[reference.session_id])
+        return normalised(session) if self.normalise else session
 
 
-class _ShardWriter:
-    """Ray Data stage: writes one planned shard, returns its entry and its part of the statistics."""
-
-    def __init__(self, corpus: Corpus, output: Path, plans: list[ShardPlan]) -> None:
-        self.corpus, self.output, self.plans = corpus, output, plans
-        self.schema = arrow_schema(corpus.dimensions, quality=corpus.has_quality)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        plan = self.plans[row["plan"]]
-        sessions = []
-        for reference in plan.references:
-            session = self.corpus.load(reference)
-            session.check(classes=len(self.corpus.classes))
-            if session.session_id != reference.session_id or session.speaker_id != reference.speaker_id:
-                raise UserError(
-                    f"corpus {self.corpus.name} returned {session.session_id!r} for {reference.session_id!r}"
-                )
-            sessions.append(session)
-        shard = write_shard(self.output, plan.name, sessions, self.schema)
-        return {"plan": row["plan"], "shard": shard.model_dump()} | _sums(sessions, self.corpus)
+def _choose(
+    corpus: Corpus,
+    references: Sequence[SessionReference],
+    finished: Mapping[str, Finished],
+    refused: Sequence[Refusal],
+    protocol: Protocol,
+    *,
+    seed: int,
+) -> _Selection:
+    """Apply the protocol to what could be read, in the order of the references."""
+    facts = [finished[each.session_id].facts for each in references if each.session_id in finished]
+    lengths = sorted({each.step_seconds for each in facts})
+    if len(lengths) > 1:
+        raise UserError(f"corpus {corpus.name} has steps of {lengths[0]:g} s and of {lengths[-1]:g} s: one is needed")
+    kept, dropped = select(facts, protocol, corpus.classes, seed=seed)
+    stay = {each.session_id for each in kept}
+    splits = assign_splits([each for each in references if each.session_id in stay], seed=seed, protocol=protocol)
+    return _Selection(splits, finished, dropped, refused)
 
 
-def _sums(sessions: Sequence[Session], corpus: Corpus) -> dict[str, Any]:
-    """Sums over the observed steps, in float64; added in shard order they do not depend on the schedule."""
-    labels = np.concatenate([session.labels for session in sessions])
-    sums: dict[str, Any] = {
-        "labels": np.bincount(labels[labels >= 0], minlength=len(corpus.classes)).tolist(),
-        "step_seconds": sessions[0].step_seconds,
-    }
-    for name in corpus.dimensions:
-        observed = np.concatenate([s.features[name][s.present[name]] for s in sessions]).astype(np.float64)
-        sums[name] = {
-            "count": len(observed),
-            "sum": observed.sum(axis=0).tolist(),
-            "squares": np.square(observed).sum(axis=0).tolist(),
-        }
-    return sums
-
-
-def _manifest(
-    corpus: Corpus, splits: dict[Split, list[SessionReference]], rows: list[dict[str, Any]], *, seed: int
+def _write(
+    corpus: Corpus,
+    load: Callable[[SessionReference], Session],
+    output: Path,
+    chosen: _Selection,
+    shard_sessions: int,
+    seed: int,
+    protocol: Protocol,
+    report: Callable[[str], None],
 ) -> Manifest:
-    shards = [Shard(**row["shard"]) for row in rows]
-    by_split: dict[Split, list[dict[str, Any]]] = {
-        split: [r for r in rows if r["shard"]["path"].startswith(f"{split}/")] for split in SPLITS
-    }
-    return Manifest(
-        corpus=corpus.name,
-        classes=list(corpus.classes),
-        dimensions=dict(corpus.dimensions),
-        step_seconds=rows[0]["step_seconds"],
+    """Shards, tables, and last of all the manifest."""
+    sizes = None
+    if chosen.finished is not None:
+        width = 4 * sum(corpus.dimensions.values())
+        sizes = {name: width * each.facts.steps for name, each in chosen.finished.items()}
+    plans = plan_shards(chosen.splits, shard_sessions, sizes=sizes)
+    _clear_partial(output)
+    report(f"writing {len(plans)} shards with {sum(len(p.references) for p in plans)} sessions to {output}")
+    written = write_shards(corpus, load, output, plans)
+    rules = [each.rule for each in chosen.dropped]
+    manifest = build_manifest(
+        corpus,
+        chosen.splits,
+        written,
         seed=seed,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        options=corpus.options(),
-        provenance=dict(corpus.provenance()),
-        statistics=_statistics(corpus, by_split["train"]),
-        splits={split: _summary(corpus, split, splits[split], by_split[split]) for split in SPLITS},
-        shards=shards,
+        protocol=protocol.identity(),
+        dropped={rule: rules.count(rule) for rule in sorted(set(rules))},
+        quarantined=len(chosen.refused),
     )
+    entries = inventory(chosen.splits, _all_facts(chosen, written), chosen.dropped, chosen.refused)
+    write_inventory(entries, manifest, output)
+    write_manifest(manifest, output)
+    for line in summary(entries):
+        report(line)
+    return manifest
 
 
-def _statistics(corpus: Corpus, rows: list[dict[str, Any]]) -> Statistics:
-    mean, std = {}, {}
-    for name, size in corpus.dimensions.items():
-        count = sum(row[name]["count"] for row in rows)
-        total = _total(rows, name, "sum", size)
-        mean_values = total / max(1, count)
-        variance = _total(rows, name, "squares", size) / max(1, count) - mean_values**2
-        deviation = np.sqrt(np.clip(variance, 0.0, None))
-        mean[name] = mean_values.tolist()
-        std[name] = np.where(deviation > 1e-6, deviation, 1.0).tolist()  # a constant feature is left as it is
-    return Statistics(mean=mean, std=std)
+def _all_facts(chosen: _Selection, written: Sequence[Any]) -> list[SessionFacts]:
+    if chosen.finished is not None:
+        return [each.facts for each in chosen.finished.values()]
+    return [facts for shard in written for facts in shard.facts]
 
 
-def _total(rows: list[dict[str, Any]], name: str, key: str, size: int) -> NDArray[np.float64]:
-    return np.sum([row[name][key] for row in rows], axis=0) if rows else np.zeros(size)
+def _check_refused(refused: Sequence[Refusal], total: int, max_refused: float, output: Path) -> None:
+    if len(refused) > max_refused * total:
+        raise UserError(
+            f"{len(refused)} of {total} sessions cannot be used, more than max_refused={max_refused:g} allows "
+            f"(first: {refused[0].session_id[:60]}: {refused[0].reason}); all reasons are in {output / QUARANTINE}. "
+            "Mend them or raise max_refused and run again: what is finished is kept"
+        )
 
 
-def _summary(
-    corpus: Corpus, split: Split, references: list[SessionReference], rows: list[dict[str, Any]]
-) -> SplitSummary:
-    steps = sum(row["shard"]["steps"] for row in rows)
-    return SplitSummary(
-        sessions=len(references),
-        steps=steps,
-        speakers=sorted({reference.speaker_id for reference in references}),
-        label_counts=np.sum([row["labels"] for row in rows] or [[0] * len(corpus.classes)], axis=0).tolist(),
-        present={name: sum(row[name]["count"] for row in rows) / max(1, steps) for name in corpus.dimensions},
-        reference_scores=dict(corpus.reference_scores(split, references)) if references else {},
-    )
-
-
-def _existing(output: Path, corpus: Corpus) -> Manifest | None:
+def _existing(output: Path, corpus: Corpus, protocol: Protocol, *, seed: int) -> Manifest | None:
     """A finished data set at the output: returned if it is this one and undamaged, refused if it is another."""
     if not (output / FILE_NAME).exists():
-        if output.exists() and any(p for p in output.iterdir() if p.name not in (*SPLITS, ".gitignore")):
+        known = (*SPLITS, WORK, INVENTORY, QUARANTINE, REPORT, ".gitignore")
+        if output.exists() and any(p for p in output.iterdir() if p.name not in known):
             raise UserError(f"{output} is not empty and holds no data set: choose another --output")
         return None
     manifest = read_manifest(output)
-    if (manifest.corpus, manifest.options) != (corpus.name, corpus.options()):
+    wanted = {"corpus": corpus.name, "options": corpus.options(), "protocol": protocol.identity(), "seed": seed}
+    if canonical_json(wanted) != canonical_json(manifest.model_dump(include=set(wanted))):
         raise UserError(
-            f"{output} already holds another data set ({manifest.corpus} {manifest.options}): choose another --output"
+            f"{output} already holds another data set ({manifest.corpus} {manifest.options}, protocol "
+            f"{manifest.protocol or 'none'}, seed {manifest.seed}): choose another --output"
         )
     for shard in manifest.shards:
         path = output / shard.path
         if not path.exists() or sha256(path) != shard.sha256:
             raise UserError(f"shard {path} is missing or damaged: delete {output} and prepare it again")
+    WorkFolder(output).remove()
     return manifest
 
 

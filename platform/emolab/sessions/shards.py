@@ -18,8 +18,13 @@ from emolab.sessions.schema import Session, from_table, to_row
 
 def write_shard(folder: Path, name: str, sessions: Sequence[Session], schema: pa.Schema) -> Shard:
     """Write ``folder/name`` (``split/file.parquet``) and return its manifest entry."""
+    digest = write_rows(folder / name, sessions, schema)
+    return Shard(path=name, sha256=digest, rows=len(sessions), steps=sum(s.num_steps for s in sessions))
+
+
+def write_rows(path: Path, sessions: Sequence[Session], schema: pa.Schema) -> str:
+    """Write sessions as a Parquet file, found whole or not at all, and return its SHA-256."""
     table = pa.Table.from_pylist([to_row(session) for session in sessions], schema=schema)
-    path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -30,7 +35,7 @@ def write_shard(folder: Path, name: str, sessions: Sequence[Session], schema: pa
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return Shard(path=name, sha256=digest, rows=len(sessions), steps=sum(s.num_steps for s in sessions))
+    return digest
 
 
 def read_shard(folder: Path, shard: Shard, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -39,12 +44,20 @@ def read_shard(folder: Path, shard: Shard, *, columns: Sequence[str] | None = No
     Raises:
         UserError: the shard is missing, or its bytes are not those that were written.
     """
-    path = folder / shard.path
+    return read_rows(folder / shard.path, shard.sha256, columns=columns)
+
+
+def read_rows(path: Path, digest: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a Parquet file with this SHA-256.
+
+    Raises:
+        UserError: the file is missing, or its bytes are not those that were written.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"shard {path} is missing: the data set is incomplete, prepare it again") from None
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"shard {path} is damaged: its SHA-256 differs from {FILE_NAME}, prepare it again")
     try:
         return pq.read_table(

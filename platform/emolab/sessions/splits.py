@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from emolab.corpora.corpus import Split
+from emolab.corpora.corpus import SPLITS, SessionReference, Split
 from emolab.names import UserError
+from emolab.sessions.protocol import Protocol
+from emolab.sessions.shards import claim_session
 
 SHARES: dict[Split, float] = {"train": 0.7, "validation": 0.1, "test": 0.2}
 """Of speakers: 35/5/10 of 50 in the paper (section V.A)."""
@@ -30,3 +32,25 @@ def split_by_speaker(speakers: Iterable[str], *, seed: int) -> dict[str, Split]:
         name: "train" if i < train else "validation" if i < train + validation else "test"
         for i, name in enumerate(order)
     }
+
+
+def assign_splits(
+    references: Sequence[SessionReference], *, seed: int, protocol: Protocol | None = None
+) -> dict[Split, list[SessionReference]]:
+    """Published splits where the corpus has them and the protocol keeps them, otherwise 70/10/20 % of the speakers.
+
+    Raises:
+        UserError: a session id twice, or a speaker in two splits.
+    """
+    ignored = protocol is not None and protocol.split == "speakers"
+    published = not ignored and all(reference.published_split is not None for reference in references)
+    chosen = {} if published else split_by_speaker([r.speaker_id for r in references], seed=seed)
+    seen: dict[str, str] = {}
+    speakers: dict[str, str] = {}
+    splits: dict[Split, list[SessionReference]] = {split: [] for split in SPLITS}
+    for reference in references:
+        own = None if ignored else reference.published_split
+        split = own or chosen[reference.speaker_id]
+        claim_session(reference.session_id, reference.speaker_id, split, seen, speakers)
+        splits[split].append(reference)
+    return splits

@@ -1,0 +1,197 @@
+"""True steps a second in training: length buckets against padding, on sessions of very different lengths.
+
+    python benchmarks/length_buckets.py            # about four minutes
+    python benchmarks/length_buckets.py --quick    # half a minute: fewer sessions and rounds
+
+Variants: `longest`, every batch padded to the longest session of the data set, the textbook way for tensors of one
+shape; `random`, shuffled batches padded to their own longest session, which is what training does without buckets;
+`buckets`, training.length_buckets. The same sessions, model, optimizer and batch size; a step is forward, loss,
+backward and update. True steps are those of the sessions, not of the padding. CPU time of one thread, whole epochs,
+interleaved A B C C B A.
+
+Before anything is timed, the loss of every session must be the same however it is padded and batched. Lengths are
+drawn with a fixed seed: `uniform` from 30 to 300 steps, `log_normal` with median 60 and sigma 0.75, cut at 20 and
+600 steps. The ratio over `longest` depends on the longest session that was drawn; it is recorded with the mean.
+Writes JSON with versions and hardware, by default benchmarks/results/length_buckets.json.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measurement import arguments, environment, interleaved, ratio, write_record
+from numpy.typing import NDArray
+from torch import nn
+
+from edu_emotionnet import zoo
+from edu_emotionnet.batch import IGNORED_LABEL, FeatureStatistics, SessionBatch
+from edu_emotionnet.losses import combined_loss
+from emolab.sessions.loading import Block, SessionStore, epoch_batches
+
+WIDTHS = {"audio": 40, "visual": 64, "text": 48}
+CLASSES = 4
+TARGETS = {"uniform": 1.7, "log_normal": 3.0}
+"""Ratios over ``longest`` that are claimed (performance targets of the project)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One distribution of lengths."""
+
+    lengths: str
+    sessions: int
+    batch_size: int
+    bucket_batches: int = 50
+    d_model: int = 32
+    layers: int = 1
+    rounds: int = 3
+    """Each times every variant twice, so that there are 2 x rounds epochs of each."""
+
+
+CASES = (
+    Case(lengths="uniform", sessions=96, batch_size=8),
+    Case(lengths="log_normal", sessions=96, batch_size=8),
+)
+QUICK = tuple(replace(case, sessions=32, batch_size=4, rounds=1) for case in CASES)
+
+Plan = list[NDArray[np.int64]]
+
+
+def draw_lengths(case: Case) -> NDArray[np.int64]:
+    generator = np.random.default_rng(0)
+    if case.lengths == "uniform":
+        return generator.integers(30, 301, case.sessions)
+    return np.clip(generator.lognormal(np.log(60), 0.75, case.sessions), 20, 600).astype(np.int64)
+
+
+def make_store(lengths: NDArray[np.int64]) -> SessionStore:
+    generator = np.random.default_rng(1)
+    steps = int(lengths.sum())
+    return SessionStore(
+        [
+            Block(
+                session_ids=[f"s{index:05d}" for index in range(len(lengths))],
+                speaker_ids=["p"] * len(lengths),
+                starts=np.concatenate([[0], np.cumsum(lengths)]),
+                features={name: generator.standard_normal((steps, w), np.float32) for name, w in WIDTHS.items()},
+                present={name: generator.random(steps) > 0.1 for name in WIDTHS},
+                quality={},
+                labels=generator.integers(0, CLASSES, steps),
+            )
+        ]
+    )
+
+
+def make_model(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    entry = zoo.entry("edu_emotionnet")
+    options = replace(entry.config, d_model=case.d_model, layers=case.layers, heads=4)  # pyright: ignore[reportCallIssue]
+    statistics_ = FeatureStatistics.identity(WIDTHS)
+    return zoo.build("edu_emotionnet", options, dimensions=WIDTHS, classes=CLASSES, statistics=statistics_)
+
+
+def padded_to(batch: SessionBatch, steps: int) -> SessionBatch:
+    """The batch with further empty steps."""
+    more = steps - batch.labels.shape[1]
+    return SessionBatch(
+        features={name: F.pad(values, (0, 0, 0, more)) for name, values in batch.features.items()},
+        present={name: F.pad(mask, (0, more)) for name, mask in batch.present.items()},
+        lengths=batch.lengths,
+        labels=F.pad(batch.labels, (0, more), value=IGNORED_LABEL),
+    )
+
+
+@torch.no_grad()
+def session_losses(model: nn.Module, store: SessionStore, plan: Plan, longest: int | None) -> NDArray[np.float64]:
+    """(N,) cross-entropy of every session without dropout, however it is batched."""
+    model.eval()
+    losses = np.zeros(len(store))
+    for indices in plan:
+        batch = store.batch(indices)
+        batch = padded_to(batch, longest) if longest else batch
+        scores = model(batch).log_probabilities.transpose(1, 2)
+        found = F.nll_loss(scores, batch.labels, ignore_index=IGNORED_LABEL, reduction="none").sum(1)
+        losses[indices] = found.double().numpy()
+    return losses
+
+
+def train_epoch(model: nn.Module, store: SessionStore, plan: Plan, longest: int | None) -> None:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for indices in plan:
+        batch = store.batch(indices)
+        batch = padded_to(batch, longest) if longest else batch
+        losses = combined_loss(model(batch), batch)
+        optimizer.zero_grad(set_to_none=True)
+        (losses.total(0.1) / losses.steps).backward()
+        optimizer.step()
+
+
+def measure(case: Case) -> dict[str, Any]:
+    lengths = draw_lengths(case)
+    store, model, longest = make_store(lengths), make_model(case), int(lengths.max())
+    shuffled, bucketed = (
+        epoch_batches(lengths, case.batch_size, seed=0, epoch=0, bucket_batches=buckets)
+        for buckets in (0, case.bucket_batches)
+    )
+    variants = {"longest": (shuffled, longest), "random": (shuffled, None), "buckets": (bucketed, None)}
+    reference, *others = [session_losses(model, store, plan, pad) for plan, pad in variants.values()]
+    difference = max(float(np.abs(other - reference).max() / np.abs(reference).max()) for other in others)
+    assert difference < 1e-5, f"the loss of a session depends on its padding: {difference:.2e}"
+    seconds = interleaved(
+        {name: partial(train_epoch, model, store, plan, pad) for name, (plan, pad) in variants.items()}, case.rounds
+    )
+    return report(case, lengths, seconds, difference)
+
+
+def report(
+    case: Case, lengths: NDArray[np.int64], seconds: dict[str, list[float]], difference: float
+) -> dict[str, Any]:
+    steps, target = int(lengths.sum()), TARGETS[case.lengths]
+    ratios = {name: ratio(seconds, name, "buckets") for name in ("longest", "random")}
+    return {
+        **asdict(case),
+        "mean_length": float(lengths.mean()),
+        "longest": int(lengths.max()),
+        "largest_relative_difference_of_losses": difference,
+        "true_steps_per_cpu_second": {name: steps / statistics.median(values) for name, values in seconds.items()},
+        "cpu_seconds_per_epoch": seconds,
+        "buckets_faster_than": ratios,
+        "target_over_longest": target,
+        "met": ratios["longest"]["median"] >= target,
+    }
+
+
+def main(given: list[str] | None = None) -> None:
+    options = arguments(
+        "Time training epochs with and without length buckets.",
+        "length_buckets",
+        "fewer sessions, one round",
+        given,
+    )
+    torch.set_num_threads(1)
+    results = []
+    for case in QUICK if options.quick else CASES:
+        result = measure(case)
+        results.append(result)
+        over = result["buckets_faster_than"]
+        print(
+            f"{case.lengths}: mean {result['mean_length']:.0f}, longest {result['longest']} steps; buckets "
+            f"{over['longest']['median']:.2f}x over padding to the longest of the data set (target "
+            f"{result['target_over_longest']}x), {over['random']['median']:.2f}x over random batches",
+            flush=True,
+        )
+    write_record(options.output, {"quick": options.quick, "environment": environment(), "cases": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""jobs/prepare.py as a whole: the data set, its report beside it, and a run in the tracker that holds the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from emolab.cluster import ClusterSettings, connected
+from emolab.names import checked_name
+from emolab.reports.data import data_page
+from emolab.sessions.inventory import FILE_NAME as INVENTORY
+from emolab.sessions.inventory import QUARANTINE
+from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
+from emolab.sessions.preparation import REPORT, PrepareSettings
+from emolab.tracking.provenance import code_version
+from emolab.tracking.runs import open_tracker
+from emolab.tracking.tracker import Tracker
+from emolab.training.recipe import TrackingSettings
+
+REPORT_OF = "emolab.data_report"
+"""Tag of the run that holds a data set's report; its value is the digest."""
+
+
+class PreparationSettings(PrepareSettings):
+    """A data set to make, and where its report is recorded (jobs/prepare.py)."""
+
+    runs: str = Field(default="runs", description="folder of the embedded tracker, as of the other jobs")
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+def prepare_and_report(settings: PreparationSettings, *, report: Callable[[str], None]) -> Manifest:
+    """Make the data set, or find it made; write its report and record it once.
+
+    A tracker that cannot be reached costs the record, not the data set.
+
+    Raises:
+        UserError: as ``prepare``.
+    """
+    settings.build()  # a mistake is told before a cluster starts
+    with connected(settings.cluster):
+        manifest = settings.prepare(report=report)
+    folder = Path(settings.output)
+    if not (folder / REPORT).exists():
+        write_atomically(folder / REPORT, data_page(folder))
+    report(f"report  {folder / REPORT}")
+    try:
+        tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.runs))
+        _record(tracker, folder, manifest)
+        report(f"runs    {tracker.instructions()}")
+    except Exception as error:  # whichever way a tracker fails, the data set is there
+        report(f"the report is not in the tracker: {' '.join(str(error).split())[:200]}")
+    return manifest
+
+
+def _record(tracker: Tracker, folder: Path, manifest: Manifest) -> None:
+    if tracker.find(REPORT_OF, manifest.digest):
+        return
+    name = checked_name(f"data-{manifest.corpus}-{manifest.digest[:10]}", what="run name")
+    tags = {"emolab.kind": "data", "emolab.dataset": manifest.digest}
+    run = tracker.start(name, tags=code_version() | tags)
+    sessions = {f"sessions_{split}": summary.sessions for split, summary in manifest.splits.items()}
+    steps = {f"steps_{split}": summary.steps for split, summary in manifest.splits.items()}
+    left_out = {"dropped": sum(manifest.dropped.values()), "quarantined": manifest.quarantined}
+    run.log_metrics({key: float(value) for key, value in (sessions | steps | left_out).items()}, step=0)
+    run.log_parameters({"corpus": manifest.corpus, "seed": manifest.seed, "folder": str(folder)})
+    for file in (FILE_NAME, REPORT, INVENTORY, QUARANTINE):
+        if (folder / file).exists():
+            run.log_file(folder / file)
+    run.set_tags({REPORT_OF: manifest.digest})  # last: a run that was cut short is recorded again
+    run.finish()
