@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow.models import Model
 from tests.training.test_loop import settings_for
 
 from emolab.names import UserError
@@ -90,6 +91,27 @@ def test_nothing_that_was_registered_is_a_pickle(trained: Trained) -> None:
     assert {p.suffix for p in files} >= {".safetensors", ".json", ".py"}
     assert not [p for p in files if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")]
     assert not [p for p in files if p.read_bytes()[:2] in (b"\x80\x03", b"\x80\x04", b"\x80\x05")]
+
+
+def test_the_version_says_by_itself_what_it_takes_and_what_it_gives(trained: Trained) -> None:
+    result, tracker = trained
+    version = register(result.folder / "model", "tests-model", run_id=result.run_id, tracking_uri=tracker.uri)
+    location = Path(
+        tracker.client.get_model_version_download_uri(version.name, version.version).removeprefix("file://")
+    )
+    described = Model.load(location)
+    assert described.signature is not None
+    assert {column.name for column in described.signature.inputs.inputs[0].type.properties} >= {
+        "session_id", "audio", "visual", "text", "audio_present",
+    }  # fmt: skip
+    (example,) = described.load_input_example(str(location))
+    assert {name: len(example[name][0]) for name in ("audio", "visual", "text")} == result.manifest.dimensions
+    assert example["audio_present"] == [True, False, True]
+    assert described.metadata["classes"] == result.manifest.classes
+    assert described.metadata["dataset_digest"] == result.manifest.digest
+    assert described.metadata["feature_provenance"] == result.manifest.provenance
+    (state,) = location.rglob("state.json")
+    assert json.loads(state.read_text())["dataset"]["statistics"] == result.manifest.statistics.model_dump()
 
 
 def test_a_damaged_checkpoint_and_a_bad_name_are_not_registered(trained: Trained, tmp_path: Path) -> None:

@@ -23,6 +23,49 @@ _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 _RUN = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: str
+    run_id: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def find_version(uri: str, tracker: MLflowTracker) -> ModelVersion:
+    """The version that ``models:/name@alias`` or ``models:/name/version`` stands for.
+
+    Raises:
+        UserError: it is written otherwise, or the registry has no such version.
+    """
+    parts = _REGISTERED.fullmatch(uri)
+    if parts is None:
+        raise UserError(f"{uri!r} is no registered version: give models:/name@alias or models:/name/version")
+    name, alias, version = parts.groups()
+    try:
+        found = (
+            tracker.client.get_model_version_by_alias(name, alias)
+            if alias
+            else tracker.client.get_model_version(name, version)
+        )
+    except MlflowException as error:
+        known = _known_aliases(name, tracker)
+        hint = f" (aliases: {', '.join(known)})" if alias and known else ""
+        raise UserError(f"the registry has no {uri}{hint}: {' '.join(str(error).split())[:120]}") from None
+    return ModelVersion(name=name, version=str(found.version), run_id=str(found.run_id))
+
+
+def _known_aliases(name: str, tracker: MLflowTracker) -> list[str]:
+    try:
+        return sorted(tracker.client.get_registered_model(name).aliases)
+    except MlflowException:
+        return []
+
+
 def model_folders(uri: str, tracker: Callable[[], MLflowTracker], cache: Path) -> list[Path]:
     """Folders with the kept weights that a URI stands for; what is remote is fetched into the cache.
 
@@ -36,7 +79,7 @@ def model_folders(uri: str, tracker: Callable[[], MLflowTracker], cache: Path) -
     """
     registered, run = _REGISTERED.fullmatch(uri), _RUN.fullmatch(uri)
     if registered:
-        return [_of_run(_run_of_version(tracker(), *registered.groups()), tracker(), cache)]
+        return [_of_run(find_version(uri, tracker()).run_id, tracker(), cache)]
     if run:
         return [_of_run(run_id, tracker(), cache) for run_id in _models_below(run[1], tracker()) or [run[1]]]
     for folder in (Path(uri), Path(uri) / "model"):
@@ -88,19 +131,6 @@ def _models_below(run_id: str, tracker: MLflowTracker) -> list[str]:
         for child in tracker.children(tracker.read(run_id).run_id)
         if tracker.client.get_run(child).info.status == "FINISHED" and tracker.client.list_artifacts(child, "model")
     ]
-
-
-def _run_of_version(tracker: MLflowTracker, name: str, alias: str | None, version: str | None) -> str:
-    try:
-        found = (
-            tracker.client.get_model_version_by_alias(name, alias)
-            if alias
-            else tracker.client.get_model_version(name, version or "")
-        )
-    except MlflowException as error:
-        wanted = f"{name}@{alias}" if alias else f"{name}/{version}"
-        raise UserError(f"the registry has no {wanted}: {' '.join(str(error).split())[:160]}") from None
-    return str(found.run_id)
 
 
 def _of_run(run_id: str, tracker: MLflowTracker, cache: Path) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import mlflow.pyfunc
@@ -15,24 +15,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import edu_emotionnet
+from edu_emotionnet.batch import MODALITIES
 from emolab import checkpoint
 from emolab.names import UserError, checked_name
+from emolab.registry.lookup import ModelVersion
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelVersion:
-    """One version of a registered model."""
-
-    name: str
-    version: str
-    run_id: str
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
+PREVIOUS_CHAMPION = "previous_champion"
 
 
 def register(folder: Path, name: str, *, run_id: str, tracking_uri: str, alias: str = CHALLENGER) -> ModelVersion:
@@ -47,7 +37,9 @@ def register(folder: Path, name: str, *, run_id: str, tracking_uri: str, alias: 
     saved = checkpoint.load(folder)
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     try:
-        version = _existing(client, name, run_id) or _log(folder, name, run_id=run_id, tracking_uri=tracking_uri)
+        version = _existing(client, name, run_id) or _log(
+            folder, saved.state, name, run_id=run_id, tracking_uri=tracking_uri
+        )
         client.set_model_version_tag(name, version, "emolab.dataset", saved.state["dataset_digest"])
         client.set_model_version_tag(name, version, "emolab.model", saved.state["model"]["name"])
         client.set_registered_model_alias(name, alias, version)
@@ -61,7 +53,7 @@ def _existing(client: MlflowClient, name: str, run_id: str) -> str | None:
     return next((str(version.version) for version in found if version.run_id == run_id), None)
 
 
-def _log(folder: Path, name: str, *, run_id: str, tracking_uri: str) -> str:
+def _log(folder: Path, state: Mapping[str, Any], name: str, *, run_id: str, tracking_uri: str) -> str:
     with _fluent(tracking_uri, run_id):
         info = mlflow.pyfunc.log_model(
             name="registered_model",
@@ -72,8 +64,41 @@ def _log(folder: Path, name: str, *, run_id: str, tracking_uri: str) -> str:
                 f"{p}=={metadata.version(p)}" for p in ("mlflow", "torch", "safetensors", "numpy", "pydantic")
             ],
             registered_model_name=name,
+            input_example=[example_session(state["dataset"])],  # the signature comes from the type hints of predict
+            metadata=description(state),
         )
         return str(info.registered_model_version)
+
+
+def example_session(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A made-up session of three steps that fits the model: the training split's means, no learner's recording.
+
+    The first modality is missing at the second step, to show how that is said.
+    """
+    session: dict[str, Any] = {"session_id": "example"}
+    modalities = [name for name in MODALITIES if name in dataset["dimensions"]]
+    for number, name in enumerate(modalities):
+        session[name] = [[round(float(value), 6) for value in dataset["statistics"]["mean"][name]]] * 3
+        session[f"{name}_present"] = [True, number > 0, True]
+    return session
+
+
+def description(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a user of the version needs to know without opening it, stored in its MLmodel file.
+
+    The normalisation statistics are part of the weights, and of ``state.json`` beside them.
+    """
+    dataset = state["dataset"]
+    return {
+        "model": state["model"],
+        "classes": dataset["classes"],
+        "dimensions": dataset["dimensions"],
+        "step_seconds": dataset["step_seconds"],
+        "corpus": dataset["corpus"],
+        "feature_provenance": dataset["provenance"],
+        "dataset_digest": state["dataset_digest"],
+        "training_run": state["run_id"],
+    }
 
 
 @contextmanager

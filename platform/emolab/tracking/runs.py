@@ -187,6 +187,21 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
     return MLflowTracker(f"sqlite:///{database}", experiment, artifacts=output / "mlflow-artifacts")
 
 
+def existing_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> MLflowTracker:
+    """The tracker of a job that works on what others recorded: where there is none yet, none is made.
+
+    Raises:
+        UserError: tracking is disabled, nothing was recorded, or the tracker cannot be reached.
+    """
+    if not enabled:
+        raise UserError("this job works on tracked runs: set tracking.enabled=true")
+    if not uri and not os.environ.get("MLFLOW_TRACKING_URI") and not (output / "mlflow.db").exists():
+        raise UserError(f"there is no tracker in {output}: set --output or tracking.uri")
+    tracker = open_tracker(enabled=True, uri=uri, experiment=experiment, output=output)
+    assert isinstance(tracker, MLflowTracker)
+    return tracker
+
+
 def attach(uri: str, experiment: str, run_id: str) -> Run:
     """A run that another process began, for a worker."""
     return MLflowTracker(uri, experiment).resume(run_id) if uri else NoTracker().resume(run_id)

@@ -1,0 +1,30 @@
+"""Hold a challenger against the champion and move the alias only if every gate passed.
+
+python jobs/promote.py --model models:/edu-emotionnet@challenger
+python jobs/promote.py --evaluate data/edusim-small --gates my-gates.yaml
+python jobs/promote.py --dry-run
+python jobs/promote.py --model models:/edu-emotionnet --rollback --reason "complaints from the field"
+
+Evidence is read from tracked runs: the result on the test split (--evaluate opens that split, once, for a model that
+has none), and a robustness sweep (jobs/robustness.py --suite promotion). Nothing is promoted on missing evidence.
+
+Exit status: 0 promoted (with --dry-run: would be), or rolled back; 1 refused by a gate, the champion stays; 2 nothing
+was decided: a mistake of yours in one line, or another promotion was at work or faster; 130 interrupted.
+"""
+
+import sys
+
+from emolab.configuration import parse, run_job
+from emolab.registry.promotion import PromoteSettings, promote, roll_back
+
+
+def main() -> None:
+    settings, dry_run = parse(PromoteSettings, sys.argv[1:], description=__doc__ or "")
+    if settings.rollback:
+        roll_back(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+    elif not promote(settings, dry_run=dry_run, report=lambda line: print(line, flush=True)).passed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,161 @@
+"""Moving the alias champion so that at most one of several promotions wins and no crash leaves it half-way.
+
+MLflow's aliases are not compare-and-swap, and two of them cannot move together. So a move first writes a claim, a
+tag of the registered model under a key of its own, and then reads all claims: of two moves at once at least one
+sees the other and steps back. The claim also says where the aliases are to stand, which lets a later command
+finish what a killed process began. On one machine a file lock is held around all of this.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from emolab.locks import holding
+from emolab.names import UserError, contained
+from emolab.registry.versions import CHAMPION, PREVIOUS_CHAMPION
+from emolab.tracking.runs import MLflowTracker
+
+CLAIM = "emolab.moving."
+"""Tag of a registered model, followed by a run id: that run is moving the champion."""
+STALE_SECONDS = 600.0
+"""A move takes less than a second; a claim this old was left by a process that is gone."""
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where the aliases of a registered model stand."""
+
+    champion: str | None
+    previous: str | None
+    claims: Mapping[str, str]
+    """Run id -> what it wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A change of the champion, decided and not yet made."""
+
+    name: str
+    run_id: str
+    expected: str | None
+    """The champion that it was decided against."""
+    champion: str
+    previous: str | None
+    """Where previous_champion shall stand afterwards; None: nowhere."""
+
+
+def standing(client: MlflowClient, name: str) -> Standing:
+    """Read all of it at once.
+
+    Raises:
+        UserError: there is no such registered model.
+    """
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        raise UserError(f"the registry has no model {name!r}: register one (jobs/train.py --register-as)") from None
+    aliases = {alias: str(version) for alias, version in model.aliases.items()}
+    return Standing(
+        champion=aliases.get(CHAMPION),
+        previous=aliases.get(PREVIOUS_CHAMPION),
+        claims={key.removeprefix(CLAIM): value for key, value in model.tags.items() if key.startswith(CLAIM)},
+    )
+
+
+@contextmanager
+def promoting(tracker: MLflowTracker, name: str, output: Path) -> Iterator[None]:
+    """Be the only promotion of a model on this machine, and finish what a killed one left behind.
+
+    Raises:
+        UserError: another promotion of the model is at work; the message says which.
+    """
+    local = tracker.uri.startswith(_SQLITE)
+    root = Path(tracker.uri.removeprefix(_SQLITE)).parent if local else output
+    folder = contained(root, "promotions", name, what="registered model name")
+    with holding(folder, what=f"promotion of {name}"):
+        recover(tracker.client, name, alone=local)
+        yield
+
+
+def recover(client: MlflowClient, name: str, *, alone: bool) -> None:
+    """Finish or drop moves whose process is gone.
+
+    Args:
+        alone: nobody else can be moving, so that every claim is a remnant.
+
+    Raises:
+        UserError: a move is under way elsewhere.
+    """
+    for run_id, content in standing(client, name).claims.items():
+        claim = json.loads(content)
+        if not alone and time.time() - claim["time"] < STALE_SECONDS:
+            raise UserError(f"another promotion of {name} (run {run_id}) is moving its champion: try again later")
+        if standing(client, name).champion == claim["champion"]:  # decided, but the second alias was never moved
+            _point(client, name, PREVIOUS_CHAMPION, claim["previous"])
+        client.delete_registered_model_tag(name, CLAIM + run_id)
+
+
+def move(client: MlflowClient, change: Move) -> None:
+    """Make a change of the champion, or leave both aliases as they were.
+
+    Raises:
+        UserError: the champion is no longer the one that the change was decided against, or another one is moving.
+    """
+    name, key = change.name, CLAIM + change.run_id
+    client.set_registered_model_tag(name, key, json.dumps(asdict(change) | {"time": time.time()}))
+    before = standing(client, name)
+    try:
+        _refuse_others(change, before)
+        _refuse_unless(change, now=before.champion, wanted=change.expected)
+        _point(client, name, CHAMPION, change.champion)
+        _point(client, name, PREVIOUS_CHAMPION, change.previous)
+        _refuse_unless(change, now=standing(client, name).champion, wanted=change.champion)
+    except BaseException:
+        _undo(client, change, before)
+        client.delete_registered_model_tag(name, key)
+        raise
+    client.delete_registered_model_tag(name, key)
+
+
+def _refuse_others(change: Move, now: Standing) -> None:
+    others = [run_id for run_id in now.claims if run_id != change.run_id]
+    if others:
+        raise UserError(
+            f"another promotion of {change.name} (run {others[0]}) is moving its champion at this moment: "
+            "nothing was changed, try again"
+        )
+
+
+def _refuse_unless(change: Move, *, now: str | None, wanted: str | None) -> None:
+    if now != wanted:
+        raise UserError(
+            f"the champion of {change.name} is now {_named(now)}, not {_named(wanted)} any more: another promotion "
+            "was faster; nothing was changed, run it again to be held against the new champion"
+        )
+
+
+def _undo(client: MlflowClient, change: Move, before: Standing) -> None:
+    """Put the aliases back, unless someone else has moved the champion since, or it was ours before."""
+    if standing(client, change.name).champion == change.champion != before.champion:
+        _point(client, change.name, CHAMPION, before.champion)
+        _point(client, change.name, PREVIOUS_CHAMPION, before.previous)
+
+
+def _point(client: MlflowClient, name: str, alias: str, version: str | None) -> None:
+    if version is None:
+        client.delete_registered_model_alias(name, alias)
+    else:
+        client.set_registered_model_alias(name, alias, version)
+
+
+def _named(version: str | None) -> str:
+    return "none" if version is None else f"version {version}"

@@ -1,0 +1,232 @@
+"""jobs/promote.py as a whole: a challenger held against the champion, a verdict, and the alias moved or not.
+
+Everything is decided from recorded runs; what is measured here (time, size, whether the version loads at all) is
+recorded with the verdict. The verdict is stored before any alias moves.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from pydantic import Field, model_validator
+
+from emolab.configuration import Settings, to_yaml
+from emolab.names import UserError, checked_name
+from emolab.registry.aliases import Move, move, promoting, standing
+from emolab.registry.evaluation import evaluate_once
+from emolab.registry.evidence import RegisteredWeights, fetch, gather
+from emolab.registry.gates import SHIPPED, Gates, load_gates
+from emolab.registry.judgement import ROLLED_BACK, judge
+from emolab.registry.lookup import ModelVersion, find_version
+from emolab.registry.measurement import machine, measure
+from emolab.registry.records import REPLACED, Judged, record_verdict, tag_promoted
+from emolab.registry.verdict import Verdict
+from emolab.studies.test_split import openings
+from emolab.tracking.provenance import code_version
+from emolab.tracking.runs import MLflowTracker, existing_tracker
+from emolab.tracking.tracker import NoTracker, Run
+from emolab.training.recipe import TrackingSettings
+
+KIND = "promotion"
+
+
+class PromoteSettings(Settings):
+    """A promotion, or its reversal (jobs/promote.py)."""
+
+    model: str = Field(
+        default="models:/edu-emotionnet@challenger", description="the challenger: models:/name@alias or /version"
+    )
+    gates: str = Field(default=SHIPPED, description="default, or a YAML file with every gate")
+    evaluate: str | None = Field(
+        default=None, description="folder of the data set: opens its test split, once, for a model not yet tested"
+    )
+    rollback: bool = Field(default=False, description="put the previous champion back instead")
+    reason: str = Field(default="", max_length=500, description="of a rollback, recorded with it")
+    output: str = Field(default="runs", description="folder for verdicts; the embedded tracker lies there")
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PromoteSettings:
+        if self.rollback and self.evaluate:
+            raise ValueError("--rollback evaluates nothing: leave out --evaluate")
+        if self.reason and not self.rollback:
+            raise ValueError("--reason belongs to --rollback")
+        return self
+
+
+def promote(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str], None]) -> Verdict:
+    """Judge the challenger and, if every gate passed, make it the champion.
+
+    A dry run judges by what is recorded and writes nothing anywhere.
+
+    Raises:
+        UserError: no such version, tracker or gates file; another promotion at work or faster. No alias has moved.
+    """
+    gates = load_gates(settings.gates)
+    tracker = _tracker(settings)
+    challenger = find_version(settings.model, tracker)
+    checked_name(challenger.name, what="registered model name")
+    output = Path(settings.output)
+    with _registry_errors(), nullcontext() if dry_run else promoting(tracker, challenger.name, output):
+        now = standing(tracker.client, challenger.name)
+        if now.champion == challenger.version:
+            raise UserError(f"{challenger.uri} is the champion already: there is nothing to decide")
+        with _run(settings, gates, challenger, tracker, dry_run=dry_run) as run:
+            judged = _judge(settings, gates, challenger, now.champion, tracker, run, report, dry_run=dry_run)
+            _tell(judged.verdict, report)
+            if not dry_run:
+                record_verdict(judged, tracker, run, output, report)
+                if judged.verdict.passed:
+                    _move(judged.verdict, tracker, run)
+    _conclude(judged.verdict, tracker, report, dry_run=dry_run)
+    return judged.verdict
+
+
+def roll_back(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str], None]) -> ModelVersion:
+    """Make the previous champion the champion again, and record why.
+
+    Raises:
+        UserError: there is no previous champion, or another promotion is at work.
+    """
+    tracker = _tracker(settings)
+    name = settings.model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    checked_name(name, what="registered model name")
+    with _registry_errors(), nullcontext() if dry_run else promoting(tracker, name, Path(settings.output)):
+        now = standing(tracker.client, name)
+        if now.champion is None or now.previous is None:
+            raise UserError(f"{name} has no previous champion to go back to")
+        restored = find_version(f"models:/{name}/{now.previous}", tracker)
+        if not dry_run:
+            _restore(settings, name, now.champion, now.previous, tracker)
+    done = "would go" if dry_run else "went"
+    report(f"the champion of {name} {done} back from version {now.champion} to version {now.previous}")
+    return restored
+
+
+def _tracker(settings: PromoteSettings) -> MLflowTracker:
+    return existing_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+
+
+@contextmanager
+def _registry_errors() -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"the registry failed: {' '.join(str(error).split())[:200]}") from None
+
+
+@contextmanager
+def _run(
+    settings: PromoteSettings, gates: Gates, version: ModelVersion, tracker: MLflowTracker, *, dry_run: bool
+) -> Iterator[Run]:
+    """The promotion's own run; one that ends in an error is marked as such."""
+    name = f"promote-{version.name}-{version.version}"[:120]
+    tags = code_version() | {"emolab.kind": KIND, "emolab.model_version": version.uri}
+    run = (NoTracker() if dry_run else tracker).start(name, tags=tags)
+    run.log_text(to_yaml(settings), "config.yaml")
+    run.log_text(to_yaml(gates), "gates.yaml")
+    try:
+        yield run
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish()
+
+
+def _judge(
+    settings: PromoteSettings,
+    gates: Gates,
+    challenger: ModelVersion,
+    champion: str | None,
+    tracker: MLflowTracker,
+    run: Run,
+    report: Callable[[str], None],
+    *,
+    dry_run: bool,
+) -> Judged:
+    versions = [challenger, *([find_version(f"models:/{challenger.name}/{champion}", tracker)] if champion else [])]
+    with tempfile.TemporaryDirectory() as temporary:
+        fetched = [fetch(tracker, version, Path(temporary) / version.version) for version in versions]
+        if settings.evaluate and not dry_run:
+            _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
+        evidence = [gather(tracker, registered, gates.missing_modalities.rates) for registered in fetched]
+        served = measure(fetched[0].folder, steps=gates.serving.session_steps)
+    mine, other = evidence[0], evidence[1] if champion else None
+    verdict = Verdict(
+        model=challenger.name,
+        version=challenger.version,
+        champion=champion,
+        dataset=mine.dataset,
+        gates=judge(gates, mine, other, served, promotion=run.run_id),
+        run_id=run.run_id,
+        judged=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        openings=openings(tracker, mine.dataset),
+    )
+    return Judged(verdict=verdict, gates=gates, challenger=mine, champion=other, served=served)
+
+
+def _evaluate(
+    fetched: list[RegisteredWeights], data: Path, tracker: MLflowTracker, run: Run, report: Callable[[str], None]
+) -> None:
+    """Let versions that have no test result meet the test split; a champion of other data is left alone."""
+    for registered in fetched:
+        wanted = registered.dataset == fetched[0].dataset
+        if wanted and evaluate_once(registered, data, tracker=tracker, opened_by=run.run_id):
+            report(f"test split of {data} opened for {registered.version.uri}")
+
+
+def _tell(verdict: Verdict, report: Callable[[str], None]) -> None:
+    width = max(len(gate.name) for gate in verdict.gates)
+    for gate in verdict.gates:
+        report(f"{gate.outcome:16}  {gate.name:{width}}  {gate.sentence}")
+
+
+def _move(verdict: Verdict, tracker: MLflowTracker, run: Run) -> None:
+    change = Move(
+        name=verdict.model,
+        run_id=run.run_id,
+        expected=verdict.champion,
+        champion=verdict.version,
+        previous=verdict.champion,
+    )
+    move(tracker.client, change)
+    tag_promoted(verdict, tracker, run)
+
+
+def _restore(settings: PromoteSettings, name: str, champion: str, previous: str, tracker: MLflowTracker) -> None:
+    before = _tag(tracker, name, previous, REPLACED)
+    tags = {"emolab.kind": "rollback", "emolab.rolled_back_from": champion, "emolab.rolled_back_to": previous}
+    run = tracker.start(f"rollback-{name}"[:120], tags=code_version() | tags | {"emolab.reason": settings.reason})
+    try:
+        change = Move(name=name, run_id=run.run_id, expected=champion, champion=previous, previous=before or None)
+        move(tracker.client, change)
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        told = f"{when}, run {run.run_id}" + (f": {settings.reason}" if settings.reason else "")
+        tracker.client.set_model_version_tag(name, champion, ROLLED_BACK, told)
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish()
+
+
+def _tag(tracker: MLflowTracker, name: str, version: str, tag: str) -> str:
+    tags: Mapping[str, str] = tracker.client.get_model_version(name, version).tags
+    return tags.get(tag, "")
+
+
+def _conclude(verdict: Verdict, tracker: MLflowTracker, report: Callable[[str], None], *, dry_run: bool) -> None:
+    if dry_run:
+        report(f"dry run, nothing was changed: {verdict.summary}")
+        return
+    if verdict.passed:
+        kept = f"; version {verdict.champion} is kept as previous_champion" if verdict.champion else ""
+        report(f"promoted: models:/{verdict.model}@champion is version {verdict.version}{kept}")
+    else:
+        report(f"refused: {verdict.summary}; the champion stays {verdict.champion or 'unset'}")
+    report(f"run     {verdict.run_id}\nlook    {tracker.instructions()}")
