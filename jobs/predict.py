@@ -1,0 +1,20 @@
+"""Predict every step of stored sessions; running it again computes only what is missing.
+
+python jobs/predict.py --model models:/edu-emotionnet@champion --data data/edusim-small
+python jobs/predict.py --model runs/my-run --data data/edusim-small --splits "[train, validation]"
+python jobs/predict.py --model models:/edu-emotionnet/3 --shards recorded/shards --output predicted
+"""
+
+import sys
+
+from emolab.configuration import parse, run_job
+from emolab.serving.batch import PredictSettings, predict
+
+
+def main() -> None:
+    settings, dry_run = parse(PredictSettings, sys.argv[1:], description=__doc__ or "")
+    predict(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,1 @@
+"""Predictions from a trained model: over stored sessions in bulk, over a live session step by step, on a device."""

@@ -1,0 +1,233 @@
+"""jobs/predict.py: what a model says of every step of stored sessions, shard by shard on Ray Data actors.
+
+One Parquet file per shard, one row per step. The folder's name is made of all that decides its content (version,
+weights, shards), a file appears whole and says which weights and which shard it comes from: running the same command
+again computes what is missing or damaged, and the bytes do not depend on the number of actors.
+
+The test split is not predicted here. It is opened once per model, by a comparison, which records it; predictions of
+it in a file would be a second, unrecorded look. Sessions that were never part of a split are given as a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from pydantic import Field, model_validator
+from ray.exceptions import RayError
+
+from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
+from emolab.configuration import Settings
+from emolab.locks import holding
+from emolab.names import UserError, contained
+from emolab.registry.lookup import kept_model
+from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
+from emolab.sessions.loading import Block, SessionStore, ordered_batches
+from emolab.sessions.manifest import FILE_NAME, read_manifest
+from emolab.sessions.shards import read_rows, sha256
+from emolab.training.recipe import TrackingSettings, fingerprint
+
+SESSIONS_PER_BATCH = 16
+
+
+class PredictSettings(Settings):
+    """Batch prediction (jobs/predict.py)."""
+
+    model: str = Field(default="models:/edu-emotionnet@champion", description=MODEL_HELP)
+    data: str | None = Field(default=None, description="folder made by jobs/prepare.py")
+    splits: tuple[Literal["train", "validation"], ...] = Field(
+        default=("validation",), min_length=1, description="of data; the test split is opened by jobs/compare.py alone"
+    )
+    shards: str | None = Field(default=None, description="instead of data: a folder of session shards (Parquet)")
+    output: str = Field(default="runs", description="folder of the results, and of the embedded tracker")
+    name: str | None = Field(default=None, description="of the result's folder; null: derived from model and shards")
+    actors: int | None = Field(default=None, ge=1, description="predicting processes; null: one per CPU")
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PredictSettings:
+        if (self.data is None) == (self.shards is None):
+            raise ValueError("give either --data (a data set) or --shards (a folder of session shards)")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One shard and the file of its predictions."""
+
+    shard: Path
+    digest: str
+    """SHA-256 of the shard."""
+    file: Path
+    model: str
+    """Digest of the weights."""
+
+    def done(self) -> bool:
+        """Whether the file is there, whole, and of this shard and these weights."""
+        try:
+            table = pq.read_table(self.file, page_checksum_verification=True)
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return {key: (table.schema.metadata or {}).get(key) for key in self.origin()} == self.origin()
+
+    def origin(self) -> dict[bytes, bytes]:
+        """What a file says of where it comes from."""
+        return {b"emolab.model": self.model.encode(), b"emolab.shard": self.digest.encode()}
+
+
+def predict(settings: PredictSettings, *, dry_run: bool, report: Callable[[str], None]) -> Path:
+    """Predict all shards; returns the folder with the results.
+
+    Raises:
+        UserError: anything the user can mend, before any computation where it can be known.
+    """
+    kept = find_model(settings.model, output=Path(settings.output), tracking=settings.tracking)
+    units = _plan(settings, load(kept))
+    folder = units[0].file.parent
+    missing = [unit for unit in units if not unit.done()]
+    report(f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, into {folder}")
+    if dry_run or not missing:
+        return folder
+    with connected(settings.cluster), holding(folder, what="prediction"):
+        require({"CPU": 1.0}, purpose="batch prediction")
+        for number, row in enumerate(_run(missing, kept.folder, settings.actors), start=1):
+            report(f"shard {number} of {len(missing)}: {row['sessions']} sessions, {row['steps']} steps")
+    return folder
+
+
+def _plan(settings: PredictSettings, loaded: LoadedModel) -> list[Unit]:
+    shards = _of_data_set(settings, loaded) if settings.data else _of_folder(Path(settings.shards or ""), loaded)
+    if not shards:
+        raise UserError(f"there are no shards to predict in {settings.data or settings.shards}")
+    content = [version("edu-emotionnet-lab"), loaded.kept.digest, *(f"{name} {digest}" for name, _, digest in shards)]
+    name = settings.name or f"predictions-{loaded.kept.name}-{fingerprint({'content': content})}"
+    folder = contained(Path(settings.output).resolve(), name, what="name")
+    return [
+        Unit(shard=path, digest=digest, file=contained(folder, file, what="shard"), model=loaded.kept.digest)
+        for file, path, digest in shards
+    ]
+
+
+def _of_data_set(settings: PredictSettings, loaded: LoadedModel) -> list[tuple[str, Path, str]]:
+    """(file of the result, shard, digest)."""
+    data = Path(settings.data or "").resolve()
+    manifest = read_manifest(data)
+    loaded.check_fit(manifest, data)
+    chosen = [shard for split in dict.fromkeys(settings.splits) for shard in manifest.split_shards(split)]
+    return [(shard.path.replace("/", "-"), data / shard.path, shard.sha256) for shard in chosen]
+
+
+def _of_folder(folder: Path, loaded: LoadedModel) -> list[tuple[str, Path, str]]:
+    folder = folder.resolve()
+    if folder.name == "test" and (folder.parent / FILE_NAME).exists():
+        raise UserError(f"{folder} is the test split of a data set: it is opened once, by jobs/compare.py")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    files = sorted(folder.glob("*.parquet"))
+    for file in files:
+        widths = _widths(file)
+        if widths != dict(loaded.dimensions):
+            raise UserError(f"{file} has features {widths}, the model takes {dict(loaded.dimensions)}")
+    return [(file.name, file, sha256(file)) for file in files]
+
+
+def _widths(file: Path) -> dict[str, int]:
+    """Modality -> number of features, from a shard's metadata."""
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"shard {file} cannot be read ({' '.join(str(error).split())[:120]})") from None
+    named = (re.fullmatch(rb"emolab\.dimension\.(\w+)", key) for key in metadata)
+    return {match[1].decode(): int(metadata[match[0]]) for match in named if match}
+
+
+def _run(units: Sequence[Unit], model: Path, actors: int | None) -> Iterator[dict[str, Any]]:
+    """Counts of a shard whenever one is done."""
+    cpus = int(ray.cluster_resources()["CPU"])
+    environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
+    rows = [{"shard": str(u.shard), "digest": u.digest, "file": str(u.file), "model": u.model} for u in units]
+    try:
+        yield from (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map_batches(
+                Predictor,
+                fn_constructor_args=(model,),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(actors or cpus, cpus, len(units))),
+                num_cpus=1,
+                runtime_env=environment,
+            )
+            .iter_rows()
+        )
+    except (RayError, UserError) as error:
+        cause = user_error(error)
+        raise cause if isinstance(cause, UserError) else error from None
+
+
+class Predictor:
+    """Holds the model and predicts shard after shard."""
+
+    def __init__(self, model: Path) -> None:
+        torch.set_num_threads(1)
+        self.loaded = load(kept_model(model))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        unit = Unit(
+            shard=Path(str(batch["shard"][0])),
+            digest=str(batch["digest"][0]),
+            file=Path(str(batch["file"][0])),
+            model=str(batch["model"][0]),
+        )
+        store = SessionStore([Block.from_table(read_rows(unit.shard, unit.digest))])
+        table = predictions(self.loaded, store)
+        _write(table.replace_schema_metadata(unit.origin()), unit.file)
+        return {"sessions": np.array([len(store)]), "steps": np.array([table.num_rows])}
+
+
+@torch.inference_mode()
+def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
+    """One row per step of every session, in the order of the store."""
+    names = list(loaded.dimensions)
+    parts: dict[str, list[Any]] = {"probability": [], "confidence": [], "present": []}
+    for indices in ordered_batches(len(store), SESSIONS_PER_BATCH):
+        batch = store.batch(indices)
+        said, real = loaded.model(batch), batch.real
+        parts["probability"].append(said.log_probabilities.exp()[real].numpy())
+        parts["present"].append(torch.stack([batch.present[name] for name in names], dim=-1)[real].numpy())
+        if said.confidence is not None:
+            parts["confidence"].append(said.confidence[real].numpy())
+    probability = np.concatenate(parts["probability"])
+    columns: dict[str, Any] = {
+        "session_id": np.repeat(store.session_ids, store.lengths),
+        "step": np.concatenate([np.arange(length, dtype=np.int32) for length in store.lengths]),
+        "class": np.asarray(loaded.classes)[probability.argmax(axis=1)],
+    }
+    columns |= {f"probability.{name}": probability[:, k] for k, name in enumerate(loaded.classes)}
+    if parts["confidence"]:
+        confidence = np.concatenate(parts["confidence"])
+        columns |= {f"confidence.{name}": confidence[:, m] for m, name in enumerate(names)}
+    present = np.concatenate(parts["present"])
+    return pa.table(columns | {f"present.{name}": present[:, m] for m, name in enumerate(names)})
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file, found whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

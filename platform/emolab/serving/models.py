@@ -1,0 +1,85 @@
+"""The one model that a prediction job works with, found by what people call it and loaded without pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.streaming import StreamingModel, streaming
+from emolab.names import UserError
+from emolab.registry.lookup import KeptModel, kept_model, model_folders
+from emolab.sessions.manifest import Manifest
+from emolab.tracking.runs import existing_tracker
+from emolab.training.recipe import TrackingSettings
+from emolab.training.train import load_model
+
+MODEL_HELP = "a run's folder, runs:/ID, models:/name@alias or models:/name/version"
+
+
+def find_model(uri: str, *, output: Path, tracking: TrackingSettings) -> KeptModel:
+    """The kept model that a URI stands for; what is remote is fetched into the output folder.
+
+    Raises:
+        UserError: nothing is there, what is there is damaged, or it is several models.
+    """
+    tracker = cache(lambda: existing_tracker(**tracking.model_dump(), output=output))
+    folders = model_folders(uri, tracker, output / "fetched-models")
+    if len(folders) != 1:
+        raise UserError(f"{uri!r} stands for {len(folders)} models: name one of them")
+    return kept_model(folders[0].resolve())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in memory with what is needed to ask it."""
+
+    kept: KeptModel
+    model: nn.Module
+    classes: tuple[str, ...]
+    dimensions: Mapping[str, int]
+    """Modality -> number of features, in the order of the confidence weights."""
+    dataset: Mapping[str, Any]
+    """Manifest of the data set that it was trained on."""
+
+    def live(self, window: int | None) -> StreamingModel:
+        """Its streaming form.
+
+        Raises:
+            UserError: the model cannot stream, or not with a window.
+        """
+        try:
+            return streaming(self.kept.name, self.model, dimensions=self.dimensions, window=window)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def check_fit(self, manifest: Manifest, where: Path) -> None:
+        """Refuse a data set with other features or classes.
+
+        Raises:
+            UserError: naming both sides.
+        """
+        if dict(self.dimensions) != manifest.dimensions or self.classes != tuple(manifest.classes):
+            raise UserError(
+                f"the model takes {dict(self.dimensions)} and tells {', '.join(self.classes)}; "
+                f"{where} has {manifest.dimensions} and {', '.join(manifest.classes)}"
+            )
+
+
+def load(kept: KeptModel) -> LoadedModel:
+    """Read a kept model; every digest is checked.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    model, saved = load_model(kept.folder)
+    dataset = saved.state["dataset"]
+    dimensions = {name: dataset["dimensions"][name] for name in MODALITIES if name in dataset["dimensions"]}
+    return LoadedModel(
+        kept=kept, model=model, classes=tuple(dataset["classes"]), dimensions=dimensions, dataset=dataset
+    )

@@ -1,0 +1,199 @@
+"""jobs/serve.py: live sessions over WebSockets on Ray Serve, and a page that replays a recorded one.
+
+``/session`` is a WebSocket: one connection is one session (``live.py`` says what is spoken). ``/`` is the page,
+``/recordings`` lists the sessions it can replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from fastapi import FastAPI, HTTPException, WebSocket
+from fastapi.responses import HTMLResponse
+from pydantic import Field
+from ray import serve
+from starlette.websockets import WebSocketDisconnect
+
+from emolab.cluster import ClusterSettings, connected, require, worker_environment
+from emolab.configuration import Settings
+from emolab.names import UserError
+from emolab.registry.lookup import kept_model
+from emolab.serving.live import POLICY, TOO_BUSY, Limits, LiveSession, refusal
+from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
+from emolab.serving.recordings import recordings
+from emolab.training.recipe import TrackingSettings
+
+APPLICATION = "emolab-live"
+SPARE_REQUESTS = 32
+"""Requests beside the sessions that a replica takes at once: the page, and connections to be turned away."""
+
+
+class ServeSettings(Settings):
+    """Live inference (jobs/serve.py)."""
+
+    model: str = Field(default="models:/edu-emotionnet@champion", description=MODEL_HELP)
+    output: str = Field(default="runs", description="folder of the embedded tracker; fetched models are kept there")
+    host: str = Field(default="127.0.0.1", description="address to listen on; anything but loopback is open to others")
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any free one")
+    window: int | None = Field(default=None, ge=1, description="steps that attention sees; null: the whole session")
+    sessions: int = Field(default=16, ge=1, le=10_000, description="at the same time; further ones are turned away")
+    idle_seconds: float = Field(default=60.0, gt=0.0, description="silence after which a session is closed")
+    message_bytes: int = Field(default=1_000_000, ge=100, le=16_000_000, description="largest message")
+    steps: int = Field(default=20_000, ge=1, description="most steps of a session")
+    mistakes: int = Field(default=20, ge=1, description="refused messages in a row after which a session is closed")
+    demo: str | None = Field(default=None, description="data set whose validation sessions the page can replay")
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(message_bytes=self.message_bytes, steps=self.steps, mistakes=self.mistakes)
+
+
+app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@serve.deployment(num_replicas=1)
+@serve.ingress(app)
+class LiveService:
+    """Holds the model and follows the sessions."""
+
+    def __init__(self, settings: ServeSettings, folder: str) -> None:
+        torch.set_num_threads(1)
+        self._settings = settings
+        self._loaded = load(kept_model(Path(folder)))
+        self._live = self._loaded.live(settings.window)
+        self._recordings = demo_recordings(settings, self._loaded)
+        self._open = 0
+        # One thread computes for all: a step takes a core anyway, and the event loop stays free to answer.
+        self._worker = ThreadPoolExecutor(max_workers=1)
+
+    @app.get("/")
+    def page(self) -> HTMLResponse:
+        content = resources.files("emolab.serving").joinpath("page.html").read_text(encoding="utf-8")
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
+
+    @app.get("/recordings")
+    def list_recordings(self) -> list[dict[str, Any]]:
+        return [{"session_id": r["session_id"], "steps": len(r["labels"])} for r in self._recordings]
+
+    @app.get("/recordings/{number}")
+    def recording(self, number: int) -> dict[str, Any]:
+        if not 0 <= number < len(self._recordings):
+            raise HTTPException(404, f"there are {len(self._recordings)} recordings")
+        return self._recordings[number]
+
+    @app.websocket("/session")
+    async def session(self, socket: WebSocket) -> None:
+        origin = socket.headers.get("origin")
+        if origin and urlsplit(origin).netloc != socket.headers.get("host"):
+            await socket.close(POLICY)  # a stranger's page in somebody's browser
+            return
+        await socket.accept()
+        if self._open >= self._settings.sessions:
+            message = f"all {self._settings.sessions} sessions are taken: try again later"
+            await socket.send_json(refusal("too_many_sessions", message))
+            await socket.close(TOO_BUSY)
+            return
+        self._open += 1
+        try:
+            with suppress(WebSocketDisconnect):
+                await self._converse(socket)
+        finally:
+            self._open -= 1
+
+    async def _converse(self, socket: WebSocket) -> None:
+        session = LiveSession(self._loaded, self._live, self._settings.limits)
+        await socket.send_json(session.greeting())
+        while True:
+            try:
+                received = await asyncio.wait_for(socket.receive(), self._settings.idle_seconds)
+            except TimeoutError:
+                message = f"nothing was heard for {self._settings.idle_seconds:g} s"
+                await socket.send_json(refusal("idle", message))
+                await socket.close(POLICY)
+                return
+            if received["type"] == "websocket.disconnect":
+                return
+            said = received.get("text") if received.get("text") is not None else received.get("bytes")
+            reply = await asyncio.get_running_loop().run_in_executor(self._worker, session.answer, said)
+            await socket.send_text(reply.text())
+            if reply.close is not None:
+                await socket.close(reply.close)
+                return
+
+
+def serve_live(settings: ServeSettings, *, dry_run: bool, report: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        UserError: no such model, one that cannot stream, a demo that does not fit, or a port that is taken.
+    """
+    kept = find_model(settings.model, output=Path(settings.output), tracking=settings.tracking)
+    loaded = load(kept)
+    live = loaded.live(settings.window)
+    shown = demo_recordings(settings, loaded)
+    port = _free_port(settings.host, settings.port)
+    report(
+        f"{kept.name} ({kept.digest[:16]}), {', '.join(f'{name} {size}' for name, size in loaded.dimensions.items())} "
+        f"-> {', '.join(loaded.classes)}; at most {settings.sessions} sessions; {len(shown)} recordings to replay"
+    )
+    if live.recomputes:
+        report(f"{kept.name} has no streaming form: every step runs the whole session so far again")
+    if dry_run:
+        return
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    with connected(settings.cluster):
+        require({"CPU": 1.0}, purpose="live inference")
+        _deploy(settings, kept.folder, port)
+        try:
+            report(f"page    http://{settings.host}:{port}/\nsession ws://{settings.host}:{port}/session")
+            stopped.wait()
+        finally:
+            serve.shutdown()
+    report("stopped")
+
+
+def demo_recordings(settings: ServeSettings, loaded: LoadedModel) -> list[dict[str, Any]]:
+    """What the page can replay; nothing without ``demo``.
+
+    Raises:
+        UserError: the data set is damaged or does not fit the model.
+    """
+    return recordings(Path(settings.demo), loaded) if settings.demo else []
+
+
+def _deploy(settings: ServeSettings, folder: Path, port: int) -> None:
+    serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": port})
+    environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
+    service = LiveService.options(
+        max_ongoing_requests=settings.sessions + SPARE_REQUESTS,
+        ray_actor_options={"num_cpus": 1, "runtime_env": environment},
+    )
+    serve.run(service.bind(settings, str(folder)), name=APPLICATION, route_prefix="/")
+
+
+def _free_port(host: str, port: int) -> int:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None

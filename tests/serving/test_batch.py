@@ -1,0 +1,158 @@
+"""Batch prediction: what the model says, shard by shard, resumable to the byte, and never of the test split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.serving.parts import World, make_world
+
+from emolab.configuration import parse
+from emolab.names import UserError
+from emolab.registry.lookup import kept_model
+from emolab.robustness.sweep import load_selection_split
+from emolab.serving.batch import PredictSettings, predict, predictions
+from emolab.serving.models import load
+from emolab.sessions.schema import arrow_schema
+from emolab.sessions.shards import write_rows
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("batch"))
+
+
+@pytest.fixture(scope="module")
+def predicted(world: World, ray_cluster: None) -> Path:
+    lines: list[str] = []
+    folder = predict(settings(world), dry_run=False, report=lines.append)
+    assert "3 shards, 0 done" in lines[0] and len(lines) == 4
+    return folder
+
+
+def settings(world: World, **options: object) -> PredictSettings:
+    given = {"model": world.uri, "data": str(world.data), "output": str(world.runs)} | options
+    return PredictSettings.model_validate(given)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_every_step_of_every_session_is_predicted(world: World, predicted: Path) -> None:
+    assert list(contents(predicted)) == [f"validation-part-0000{n}.parquet" for n in range(3)]
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(predicted.glob("*.parquet")))
+    model = load(kept_model(world.model)).model
+    store = load_selection_split(world.data, world.manifest, "validation")
+    for index, session in enumerate(world.sessions["validation"]):
+        rows = table.filter(pc.equal(table["session_id"], session.session_id)).to_pandas()
+        with torch.no_grad():
+            said = model(store.batch([index]))
+        np.testing.assert_array_equal(rows["step"], np.arange(session.num_steps))
+        probabilities = rows[[f"probability.{name}" for name in world.manifest.classes]]
+        np.testing.assert_allclose(probabilities, said.log_probabilities[0].exp(), atol=1e-6)
+        assert list(rows["class"]) == [world.manifest.classes[k] for k in said.log_probabilities[0].argmax(-1)]
+        for place, name in enumerate(("audio", "visual", "text")):
+            np.testing.assert_allclose(rows[f"confidence.{name}"], said.confidence[0, :, place], atol=1e-6)
+            np.testing.assert_array_equal(rows[f"present.{name}"], session.present[name])
+
+
+def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(world: World, predicted: Path) -> None:
+    before = contents(predicted)
+    lines: list[str] = []
+    predict(settings(world), dry_run=False, report=lines.append)
+    assert "3 done" in lines[0] and len(lines) == 1
+    gone, torn, foreign = sorted(predicted.glob("*.parquet"))
+    gone.unlink()
+    torn.write_bytes(torn.read_bytes()[:-40])
+    shutil.copy2(gone.with_name(torn.name), predicted / ".killed.partial")  # what a killed process leaves behind
+    table = pq.read_table(foreign)
+    pq.write_table(table.replace_schema_metadata({b"emolab.model": b"another", b"emolab.shard": b"x"}), foreign)
+    predict(settings(world, actors=1), dry_run=False, report=lines.append)
+    assert "0 done" in lines[1]
+    assert contents(predicted) == before
+
+
+def test_other_shards_or_weights_are_another_plan(world: World, predicted: Path, tmp_path: Path) -> None:
+    both = predict(settings(world, splits=("train", "validation")), dry_run=True, report=lambda _: None)
+    elsewhere = make_world(tmp_path)
+    assert both != predicted
+    assert predict(settings(elsewhere), dry_run=True, report=lambda _: None).name != predicted.name
+    assert not both.exists()
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_kept(
+    world: World, ray_cluster: None, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    victim = data / "validation" / "part-00001.parquet"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    options = {"data": str(data), "output": str(tmp_path), "model": str(world.model), "actors": 1}
+    with pytest.raises(UserError) as error:
+        predict(settings(world, **options), dry_run=False, report=lambda _: None)
+    one_line(error, "part-00001.parquet", "damaged")
+
+
+def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, tmp_path: Path) -> None:
+    sessions = world.sessions["train"][:2]
+    schema = arrow_schema(world.manifest.dimensions, quality=False)
+    write_rows(tmp_path / "new" / "monday.parquet", sessions, schema)
+    folder = predict(
+        settings(world, data=None, shards=str(tmp_path / "new"), name="monday"), dry_run=False, report=lambda _: None
+    )
+    assert folder == world.runs / "monday"
+    assert pq.read_table(folder / "monday.parquet").num_rows == sum(s.num_steps for s in sessions)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"splits": ("test",)}, ["splits", "'train' or 'validation'"]),
+        ({"data": None}, ["--data", "--shards"]),
+        ({"data": None, "shards": "{data}/test"}, ["test split", "jobs/compare.py"]),
+        ({"data": None, "shards": "{data}/nowhere"}, ["no folder"]),
+        ({"data": None, "shards": "{runs}"}, ["no shards"]),
+        ({"data": None, "shards": "{strange}"}, ["{'audio': 2}", "'visual': 4"]),
+        ({"data": "{data}/nowhere"}, ["dataset.json", "jobs/prepare.py"]),
+        ({"model": "models:/live-tests@champion"}, ["champion"]),
+        ({"name": "../evil"}, ["not allowed"]),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_computed(
+    world: World, tmp_path: Path, options: dict[str, object], parts: list[str], one_line: Callable[..., None]
+) -> None:
+    strange = arrow_schema({"audio": 2}, quality=False)
+    pq.write_table(strange.empty_table(), tmp_path / "strange.parquet")
+    places = {"data": world.data, "runs": world.runs, "strange": tmp_path}
+    filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
+    arguments = [f"{key}={_yaml(value)}" for key, value in ({"data": str(world.data)} | filled).items()]
+    before = sorted(world.runs.rglob("*"))
+    with pytest.raises(UserError) as error:
+        chosen, _ = parse(PredictSettings, [f"model={world.uri}", f"output={world.runs}", *arguments], description="")
+        predict(chosen, dry_run=False, report=lambda _: None)
+    one_line(error, *parts)
+    assert sorted(world.runs.rglob("*")) == before
+
+
+def _yaml(value: object) -> str:
+    return "null" if value is None else f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def test_no_session_of_the_store_is_left_out_or_mixed_up(world: World) -> None:
+    loaded = load(kept_model(world.model))
+    store = load_selection_split(world.data, world.manifest, "train")
+    table = predictions(loaded, store)
+    assert table.num_rows == int(store.lengths.sum())
+    assert table["session_id"].to_pylist() == list(np.repeat(store.session_ids, store.lengths))

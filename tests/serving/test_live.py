@@ -1,0 +1,159 @@
+"""What a live session answers, without any network: every malformed message is refused and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.serving.parts import World, make_world
+
+from emolab.names import UserError
+from emolab.registry.lookup import kept_model
+from emolab.robustness.sweep import load_selection_split
+from emolab.serving.live import Limits, LiveSession
+from emolab.serving.models import LoadedModel, find_model, load
+from emolab.serving.recordings import recordings
+from emolab.training.recipe import TrackingSettings
+
+LIMITS = Limits(message_bytes=2000, steps=50, mistakes=5)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture(scope="module")
+def loaded(world: World) -> LoadedModel:
+    return load(find_model(world.uri, output=world.runs, tracking=TrackingSettings()))
+
+
+def begin(loaded: LoadedModel, **limits: int) -> LiveSession:
+    chosen = {"message_bytes": 2000, "steps": 50, "mistakes": 5} | limits
+    return LiveSession(loaded, loaded.live(None), Limits(**chosen))
+
+
+def message(step: int, **features: Any) -> str:
+    return json.dumps({"step": step, "features": features})
+
+
+def test_the_answers_are_those_of_the_model_on_the_whole_session(world: World, loaded: LoadedModel) -> None:
+    recorded = recordings(world.data, loaded)[0]
+    session, steps = begin(loaded), len(recorded["labels"])
+    said = [
+        session.answer(message(t, **{name: rows[t] for name, rows in recorded["features"].items()})).content
+        for t in range(steps)
+    ]
+    batch = load_selection_split(world.data, world.manifest, "validation").batch([0])
+    with torch.no_grad():
+        expected = loaded.model(batch)
+    for t, answer in enumerate(said):
+        assert (answer["type"], answer["step"], answer["classes"]) == ("prediction", t, ["low", "middle", "high"])
+        torch.testing.assert_close(
+            torch.tensor(answer["probabilities"]), expected.log_probabilities[0, t].exp(), rtol=0.0, atol=1e-6
+        )
+        weights = [answer["confidence"][name] for name in ("audio", "visual", "text")]
+        torch.testing.assert_close(torch.tensor(weights), expected.confidence[0, t], rtol=0.0, atol=1e-6)
+        assert answer["present"] == {name: bool(batch.present[name][0, t]) for name in batch.modalities}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "part"),
+    [
+        (b"\x00\x01", "not_text", "JSON"),
+        (None, "not_text", "JSON"),
+        ("{", "not_json", "not JSON"),
+        ("[" * 1500, "not_json", "not JSON"),
+        ("[]", "bad_message", '"step"'),
+        ('{"step": 0}', "bad_message", '"features"'),
+        ('{"step": 0, "features": {}, "more": 1}', "bad_message", '"step"'),
+        ('{"step": true, "features": {}}', "bad_message", "whole number"),
+        ('{"step": -1, "features": {}}', "bad_message", "whole number"),
+        ('{"step": 0.0, "features": {}}', "bad_message", "whole number"),
+        ('{"step": 0, "features": []}', "bad_message", "object"),
+        ('{"step": 3, "features": {}}', "out_of_order", "the next is 0"),
+        ('{"step": 0, "features": {"video": null}}', "unknown_modality", "audio, visual, text"),
+        ('{"step": 0, "features": {"text": [1, 2]}}', "bad_features", "3 numbers, got 2"),
+        ('{"step": 0, "features": {"text": "abc"}}', "bad_features", "got str"),
+        ('{"step": 0, "features": {"text": [1, "2", 3]}}', "bad_features", "numbers alone"),
+        ('{"step": 0, "features": {"text": [1, null, 3]}}', "bad_features", "numbers alone"),
+        ('{"step": 0, "features": {"text": [true, 2, 3]}}', "bad_features", "numbers alone"),
+        ('{"step": 0, "features": {"text": [NaN, 2, 3]}}', "bad_features", "NaN"),
+        ('{"step": 0, "features": {"text": [-Infinity, 2, 3]}}', "bad_features", "Infinity"),
+        ('{"step": 0, "features": {"text": [1e39, 2, 3]}}', "bad_features", "too large"),
+        ('{"step": 0, "features": {"text": [1e999, 2, 3]}}', "bad_features", "too large"),
+        ('{"step": 0, "features": {"text": [%s, 2, 3]}}' % ("9" * 400), "bad_features", "too large"),
+        (message(0, text=[0.0] * 900), "too_large", "at most 2000 bytes"),
+        ("é" * 1500, "too_large", "at most 2000 bytes"),
+    ],
+)
+def test_a_bad_message_is_refused_and_changes_nothing(
+    loaded: LoadedModel, text: str | bytes | None, code: str, part: str
+) -> None:
+    session, clean = begin(loaded), begin(loaded)
+    for step in range(3):
+        if step == 0 or code != "out_of_order":
+            reply = session.answer(text)
+            assert (reply.content["type"], reply.content["code"], reply.close) == ("error", code, None)
+            assert part in reply.content["message"]
+            assert len(reply.text()) < 400 and reply.content["next_step"] == step
+        good = message(step, text=[0.1, 0.2, 0.3 + step])
+        assert session.answer(good).content == clean.answer(good).content
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.one_of(st.text(), st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["step", "features", "audio", "text"]), inner),
+).map(json.dumps)))  # fmt: skip
+def test_any_text_gets_an_answer(loaded: LoadedModel, text: str) -> None:
+    reply = begin(loaded).answer(text)
+    assert reply.content["type"] in ("error", "prediction")
+    json.loads(reply.text())
+
+
+def test_steps_are_answered_once_and_in_order(loaded: LoadedModel) -> None:
+    session = begin(loaded)
+    for step in range(3):
+        assert session.answer(message(step)).content["type"] == "prediction"
+    again = session.answer(message(1)).content
+    assert again["code"] == "out_of_order" and "step 1 was answered already: the next is 3" in again["message"]
+    assert "comes too early" in session.answer(message(9)).content["message"]
+    assert session.answer(message(3)).content["step"] == 3
+
+
+def test_a_session_ends_politely_at_its_limits(loaded: LoadedModel) -> None:
+    session = begin(loaded, steps=2)
+    for step in range(2):
+        assert session.answer(message(step)).close is None
+    last = session.answer(message(2))
+    assert (last.content["code"], last.close) == ("too_many_steps", 1008)
+    clumsy = begin(loaded, mistakes=3)
+    closes = [clumsy.answer("x").close for _ in range(2)]
+    clumsy.answer(message(0))  # a good message: the count begins anew
+    assert closes + [clumsy.answer("x").close for _ in range(3)] == [None, None, None, None, 1008]
+
+
+def test_models_that_cannot_stream_are_named(tmp_path: Path) -> None:
+    ahead = make_world(tmp_path / "ahead", {"name": "cfn_esa", "d_model": 16, "heads": 2})
+    with pytest.raises(UserError, match=r"cfn_esa.*looks ahead"):
+        load(kept_model(ahead.model)).live(None)
+    late = make_world(tmp_path / "late", {"name": "late_fusion", "d_model": 16, "layers": 1, "heads": 2})
+    model = load(kept_model(late.model))
+    with pytest.raises(UserError, match=r"late_fusion.*no window"):
+        model.live(4)
+    greeting = LiveSession(model, model.live(None), LIMITS).greeting()
+    assert greeting["recomputes"] is True
+    answer = LiveSession(model, model.live(None), LIMITS).answer(message(0, text=[1.0, 2.0, 3.0])).content
+    assert answer["confidence"] is None and answer["type"] == "prediction"
+
+
+def test_recordings_are_of_the_validation_split(world: World, loaded: LoadedModel) -> None:
+    shown = recordings(world.data, loaded)
+    assert [r["session_id"] for r in shown] == [s.session_id for s in world.sessions["validation"]]
+    json.dumps(shown, allow_nan=False)

@@ -1,0 +1,226 @@
+"""jobs/serve.py for real: one server, driven by WebSocket clients and by a browser, ended by a signal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import REPOSITORY
+from tests.serving.parts import World, clean_environment, free_port, make_world
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from emolab.registry.lookup import kept_model
+from emolab.serving.models import load
+from emolab.serving.recordings import recordings
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+SESSIONS, IDLE = 3, 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    world: World
+    port: int
+    process: subprocess.Popen[str]
+
+    def open(self, **options: Any) -> ClientConnection:
+        return connect(f"ws://127.0.0.1:{self.port}/session", open_timeout=30, max_size=None, **options)
+
+    def get(self, path: str) -> bytes:
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20).read()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    world = make_world(tmp_path_factory.mktemp("server"))
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [
+                sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", world.uri,
+                "--output", str(world.runs), "--demo", str(world.data), "--port", str(port),
+                "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
+                "cluster.address=local", "cluster.cpus=2",
+            ],
+            env=clean_environment(RAY_TMPDIR=folder), cwd=world.runs,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            for line in process.stdout:
+                if line.startswith("session ws://"):
+                    break
+            else:
+                pytest.fail(process.stderr.read()[-3000:])
+            yield Server(world=world, port=port, process=process)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+
+
+def ask(client: ClientConnection, message: Any) -> dict[str, Any]:
+    client.send(message if isinstance(message, str | bytes) else json.dumps(message))
+    return json.loads(client.recv(timeout=30))
+
+
+def step(number: int, **features: Any) -> dict[str, Any]:
+    return {"step": number, "features": features}
+
+
+def test_a_recorded_session_is_answered_step_by_step(server: Server) -> None:
+    shown = json.loads(server.get("/recordings"))
+    assert [r["session_id"] for r in shown] == [s.session_id for s in server.world.sessions["validation"]]
+    recorded = json.loads(server.get("/recordings/0"))
+    loaded = load(kept_model(server.world.model))
+    assert recorded == recordings(server.world.data, loaded)[0]
+    stream = loaded.live(None).open()
+    with server.open() as client:
+        greeting = json.loads(client.recv(timeout=30))
+        assert greeting["classes"] == ["low", "middle", "high"]
+        assert greeting["dimensions"] == {"audio": 6, "visual": 4, "text": 3}
+        assert greeting["recomputes"] is False
+        for number in range(len(recorded["labels"])):
+            features = {name: rows[number] for name, rows in recorded["features"].items()}
+            said = ask(client, step(number, **features))
+            vectors = {name: None if row is None else torch.tensor(row) for name, row in features.items()}
+            expected = stream.step(vectors)
+            assert said["probabilities"] == pytest.approx(expected.probabilities.tolist(), abs=1e-6)
+            assert list(said["confidence"].values()) == pytest.approx(expected.confidence.tolist(), abs=1e-6)
+
+
+def test_malformed_messages_are_refused_and_other_sessions_undisturbed(server: Server) -> None:
+    with server.open() as rude, server.open() as polite:
+        greetings = [json.loads(client.recv(timeout=30)) for client in (rude, polite)]
+        assert greetings[0] == greetings[1]
+        bad = [
+            ("{", "not_json"),
+            (b"\x80\x04", "not_text"),
+            ('{"step": 0, "features": {"text": [NaN, 0, 0]}}', "bad_features"),
+            (step(0, text=[1.0]), "bad_features"),
+            (step(0, face=[1.0]), "unknown_modality"),
+            (step(7), "out_of_order"),
+            ("x" * 6_000, "too_large"),
+            ("x" * 3_000_000, "too_large"),
+        ]
+        alone = load(kept_model(server.world.model)).live(None).open()
+        for number, (message, code) in enumerate(bad):
+            refused = ask(rude, message)
+            assert (refused["type"], refused["code"], refused["next_step"]) == ("error", code, 0)
+            said = ask(polite, step(number))
+            assert said["probabilities"] == pytest.approx(alone.step({}).probabilities.tolist(), abs=1e-6)
+        assert ask(rude, step(0))["type"] == "prediction"  # the session goes on
+        assert "was answered already" in ask(rude, step(0))["message"]
+
+
+def test_an_oversized_frame_ends_its_own_session_alone(server: Server) -> None:
+    with server.open() as other:
+        other.recv(timeout=30)
+        with server.open() as client, pytest.raises(ConnectionClosed):
+            client.recv(timeout=30)
+            client.send("x" * 20_000_000)
+            client.recv(timeout=30)
+        assert ask(other, step(0))["type"] == "prediction"
+
+
+def test_sessions_are_bounded_and_places_are_given_back(server: Server) -> None:
+    clients = [server.open() for _ in range(SESSIONS)]
+    try:
+        for client in clients:
+            assert json.loads(client.recv(timeout=30))["type"] == "session"
+        with server.open() as further:
+            refused = json.loads(further.recv(timeout=30))
+            assert refused["code"] == "too_many_sessions" and str(SESSIONS) in refused["message"]
+            with pytest.raises(ConnectionClosed) as closed:
+                further.recv(timeout=30)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
+    finally:
+        for client in clients:
+            client.close()
+    for _ in range(50):
+        with server.open() as again:
+            if json.loads(again.recv(timeout=30))["type"] == "session":
+                return
+        time.sleep(0.1)
+    pytest.fail("no place was given back")
+
+
+def test_a_silent_session_is_closed(server: Server) -> None:
+    with server.open() as client:
+        client.recv(timeout=30)
+        assert json.loads(client.recv(timeout=IDLE + 20))["code"] == "idle"
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=20)
+
+
+def test_a_strangers_page_cannot_open_a_session(server: Server) -> None:
+    with pytest.raises((InvalidStatus, ConnectionClosed)), server.open(origin="http://evil.example") as client:
+        client.recv(timeout=30)
+    with server.open(origin=f"http://127.0.0.1:{server.port}") as client:
+        assert json.loads(client.recv(timeout=30))["type"] == "session"
+
+
+def test_the_page_is_whole_and_loads_nothing_from_anywhere(server: Server) -> None:
+    page = server.get("/").decode()
+    for stranger in ("https://", "src=", "href=", "@import"):
+        assert stranger not in page
+    assert page.replace("http://www.w3.org/2000/svg", "").count("http://") == 0
+    with pytest.raises(urllib.error.HTTPError) as error:
+        server.get("/recordings/999")
+    assert error.value.code == 404
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path) -> None:
+    from tests.serving.browser import browse
+
+    address = f"http://127.0.0.1:{server.port}/?play&speed=20"
+    with browse(str(CHROMIUM), tmp_path, address) as tab:
+        tab.wait("document.body.dataset.stage === 'done'", seconds=60)
+        steps = len(server.world.sessions["validation"][0].labels)
+        assert f"{steps} steps, finished" in tab.evaluate("document.getElementById('status').textContent")
+        assert tab.evaluate("document.querySelectorAll('#emotion-chart path').length") == 3
+        assert tab.evaluate("document.querySelectorAll('#confidence-chart path').length") == 3
+        shown = tab.evaluate("[...document.querySelectorAll('#emotions .number')].map(e => Number(e.textContent))")
+        assert sum(shown) == pytest.approx(1.0, abs=0.01)
+        assert tab.errors == []
+
+
+def test_two_servers_do_not_share_a_port(server: Server) -> None:
+    second = subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", str(server.world.model), "--port",
+         str(server.port)],
+        env=clean_environment(), capture_output=True, text=True, timeout=120, cwd=server.world.runs,
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert second.stderr.startswith("error: cannot listen on 127.0.0.1:") and second.stderr.count("\n") == 1
+
+
+def test_it_ends_cleanly_on_a_signal(server: Server) -> None:
+    """Last in this file."""
+    with server.open() as client:
+        client.recv(timeout=30)
+        server.process.send_signal(signal.SIGINT)
+        output, errors = server.process.communicate(timeout=90)
+    assert server.process.returncode == 0, errors[-2000:]
+    assert output.endswith("stopped\n")
+    assert "Traceback" not in errors
+    with pytest.raises(OSError):
+        server.get("/")
