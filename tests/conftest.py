@@ -10,6 +10,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class ToyCorpus(Corpus):
     """Short sessions in which audio tells the class, so that a tiny model learns in seconds."""
 
     name = "toy"
+    generated = True
     sessions: int = 60
     speakers: int = 10
     seed: int = 0
@@ -67,6 +69,12 @@ class ToyCorpus(Corpus):
             present={name: generator.random(steps) > 0.1 for name in self.dimensions},
             labels=labels,
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first: with several processes, none is left alone with a long file at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

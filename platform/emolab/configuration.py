@@ -62,7 +62,10 @@ def parse(
     for name, field in settings.model_fields.items():
         if _section(field.annotation) is None:
             flag = f"--{name.replace('_', '-')}"
-            parser.add_argument(flag, dest=name, metavar="VALUE", help=field.description, default=argparse.SUPPRESS)
+            kind: dict[str, Any] = {"metavar": "VALUE"}
+            if field.annotation is bool:
+                kind = {"action": argparse.BooleanOptionalAction}
+            parser.add_argument(flag, dest=name, help=field.description, default=argparse.SUPPRESS, **kind)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="dotted overrides, see below")
     options = vars(parser.parse_intermixed_args(list(arguments)))
     values: dict[str, Any] = {}
@@ -75,7 +78,8 @@ def parse(
         merge(values, read_yaml(Path(options["config"])))
     for name in settings.model_fields:
         if name in options:
-            values[name] = yaml.safe_load(options[name])
+            given = options[name]
+            values[name] = yaml.safe_load(given) if isinstance(given, str) else given
     for override in options["overrides"]:
         merge(values, _dotted(override))
     resolved = validate(settings, values)

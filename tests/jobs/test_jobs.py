@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -22,6 +23,27 @@ def run(job: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.Complet
         env=environment,
         timeout=280,
     )
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+def run_here(
+    job: str, *arguments: str, cwd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Ended:
+    """The script itself in this process, on the Ray of these tests: without a process's seconds of imports."""
+    script = REPOSITORY / "jobs" / f"{job}.py"
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    status = 0
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    return Ended(status, *capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +86,14 @@ def test_tuning_from_nothing_ends_with_all_that_was_promised(smoke: Smoke) -> No
 
 
 @pytest.mark.slow
-def test_tuning_again_finds_everything_done(smoke: Smoke) -> None:
-    folder, _ = smoke
-    again = run("tune", "--preset", "smoke", cwd=folder)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "resuming: 3 trials are finished, 0 were interrupted" in again.stdout
-    assert "models:/edu-emotionnet/1" in again.stdout
+@pytest.mark.ray
+def test_tuning_again_finds_everything_done(
+    smoke: Smoke, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = run_here("tune", "--preset", "smoke", cwd=smoke[0], monkeypatch=monkeypatch, capsys=capsys)
+    assert again.status == 0, again.errors[-3000:]
+    assert "resuming: 3 trials are finished, 0 were interrupted" in again.output
+    assert "models:/edu-emotionnet/1" in again.output
 
 
 @pytest.mark.parametrize(
@@ -90,17 +114,14 @@ def test_a_mistake_is_one_line_and_exit_status_two(
     job: str,
     arguments: list[str],
     parts: list[str],
+    ray_cluster: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = REPOSITORY / "jobs" / f"{job}.py"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(script), run_name="__main__")  # the script itself, without a process's seconds of imports
-    assert stopped.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    ended = run_here(job, *arguments, cwd=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    assert ended.status == 2
+    (line,) = [line for line in ended.errors.splitlines() if line.strip()]
     assert line.startswith("error: ")
     for part in parts:
         assert part in line
@@ -108,11 +129,14 @@ def test_a_mistake_is_one_line_and_exit_status_two(
 
 
 @pytest.mark.slow
-def test_more_workers_than_cpus_is_refused_and_does_not_wait(smoke: Smoke) -> None:
-    folder, _ = smoke
-    result = run("tune", "--preset", "smoke", "tuning.final_workers=500", cwd=folder)
-    assert result.returncode == 2
-    assert "500 CPU needed" in result.stderr
+@pytest.mark.ray
+def test_more_workers_than_cpus_is_refused_and_does_not_wait(
+    smoke: Smoke, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--preset", "smoke", "tuning.final_workers=500")
+    ended = run_here("tune", *arguments, cwd=smoke[0], monkeypatch=monkeypatch, capsys=capsys)
+    assert ended.status == 2
+    assert "500 CPU needed" in ended.errors
 
 
 def test_a_dry_run_starts_nothing(smoke: Smoke, tmp_path: Path) -> None:

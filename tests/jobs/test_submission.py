@@ -54,7 +54,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def head(repository: Path) -> Iterator[str]:
     """`ray start --head` in the repository, on ports of its own; yields the dashboard's address."""
     port, dashboard = free_port(), free_port()
-    environment = clean_environment()
+    # Nothing runs any more when it ends: no half minute of draining.
+    environment = clean_environment() | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         arguments = [
             f"--port={port}",

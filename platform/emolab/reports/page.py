@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #f3f4f6; --line: #d9dce1; }
@@ -22,6 +22,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 10
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { cursor: pointer; background: var(--soft); position: sticky; top: 0; }
+td.prose { text-align: left; white-space: normal; min-width: 20rem; }
+td.good, td.bad, td.open, td.idle { text-align: left; font-weight: 600; }
+td.good { color: #1a7f4b; } td.bad { color: #c62f3b; } td.open { color: #a86400; } td.idle { color: #7a828c; }
+@media (prefers-color-scheme: dark) {
+  td.good { color: #4cc38a; } td.bad { color: #ff7b84; } td.open { color: #f0b04a; } td.idle { color: #98a1ab; } }
+td.long { text-align: left; white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
 tr:hover td { background: var(--soft); } code { font-size: .9em; }
 """
 
@@ -51,9 +57,20 @@ class Measured:
         return f"{self.mean:.4f}" + ("" if math.isnan(self.deviation) else f" ± {self.deviation:.4f}")
 
 
+@dataclass(frozen=True)
+class Styled:
+    """A cell of words: a sentence that wraps, or an outcome in its colour."""
+
+    text: str
+    style: Literal["prose", "good", "bad", "open", "idle"] = "prose"
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableData:
-    """Columns and rows of plain values and ``Measured``."""
+    """Columns and rows of plain values, ``Measured`` and ``Styled``."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -83,7 +100,7 @@ def page(title: str, lines: Sequence[str], sections: Sequence[Section]) -> bytes
 
 
 def _section(section: Section) -> str:
-    text = f"<p>{html.escape(section.text)}</p>" if section.text else ""
+    text = "".join(f"<p>{html.escape(part)}</p>" for part in section.text.split("\n\n") if part)
     figures = [*([section.figure] if section.figure else []), *section.figures]
     pictures = "".join(_figure(figure.decode()) for figure in figures)
     return f"<section><h2>{html.escape(section.title)}</h2>{text}{_table(section.table)}{pictures}</section>"
@@ -104,4 +121,5 @@ def _table(table: TableData | None) -> str:
 def _cell(value: Any) -> str:
     shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     key = value.mean if isinstance(value, Measured) else value
-    return f'<td data-value="{html.escape(str(key))}">{html.escape(shown)}</td>'
+    style = f' class="{value.style}"' if isinstance(value, Styled) else ""
+    return f'<td{style} data-value="{html.escape(str(key))}">{html.escape(shown)}</td>'
