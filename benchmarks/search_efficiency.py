@@ -42,7 +42,8 @@ from emolab.tuning.settings import TuneSettings
 EPOCHS = 27
 SHARE = 9
 """The search may spend one epoch for so many of the grid's."""
-SEARCH_TRIALS = 26
+SEARCH_TRIALS = 40
+"""More than the epochs allow."""
 RANGES: dict[str, tuple[list[float], dict[str, Any]]] = {
     "training.learning_rate": ([3e-4, 3e-3, 3e-2], {"low": 3e-4, "high": 3e-2, "log": True}),
     "training.kl_weight": ([1e-3, 0.0316, 1.0], {"low": 1e-3, "high": 1.0, "log": True}),
@@ -79,7 +80,7 @@ def run(arm: str, seed: int, folder: Path) -> dict[str, float]:
             "model": {"d_model": 16, "layers": 1, "heads": 2},
             "training": {
                 "epochs": EPOCHS,
-                "batch_size": 32,
+                "batch_size": 64,
                 "warmup_epochs": 0,
                 "decay_epochs": [],
                 "patience": EPOCHS,
@@ -94,7 +95,7 @@ def run(arm: str, seed: int, folder: Path) -> dict[str, float]:
 
 def measure(seeds: int, folder: Path) -> dict[str, Any]:
     prepare(
-        EduSim(sessions=160, speakers=16, mean_steps=16),
+        EduSim(sessions=300, speakers=30, mean_steps=20),
         folder / "data",
         seed=0,
         shard_sessions=64,

@@ -313,6 +313,17 @@ def test_one_process_repeats_a_search_trial_by_trial(ray_cluster: None, toy_data
 
 @pytest.mark.slow
 @pytest.mark.ray
+def test_an_epoch_budget_is_spent_exactly(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=50, epoch_budget=20, scheduler="none", sampler="random")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    result = search(settings, NoTracker())
+    assert [r.epochs for r in sorted(result.records, key=lambda r: r.number)] == [6, 6, 6, 2]
+    assert result.records[-1].reason == "the epoch budget was spent after epoch 2"
+    assert search(settings, NoTracker()).records == result.records
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_the_final_is_won_by_the_mean_over_seeds_and_runs_once(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:

@@ -121,10 +121,15 @@ class PackedTrials:
         return bool(self._running) or bool(self._again) or self._may_start()
 
     def _may_start(self) -> bool:
-        budget = self._plan.epoch_budget
-        spent = self._study.epochs() + sum(len(trial.reports) for trial in self._running.values())
         there = self._study.finished() + len(self._running)
-        return there < self._plan.trials and (budget is None or spent < budget)
+        return there < self._plan.trials and self._epochs_left() > 0
+
+    def _epochs_left(self) -> int:
+        """Of the budget; with several processes, before what the others are at."""
+        if self._plan.epoch_budget is None:
+            return 2**31
+        running = sum(len(trial.reports) for trial in self._running.values())
+        return self._plan.epoch_budget - self._study.epochs() - running
 
     def _next_group(self) -> list[Draw]:
         """Trials to begin: those whose process was lost, else new draws that share their shapes."""
@@ -148,7 +153,10 @@ class PackedTrials:
     def _advance(self, process: _Process, group: list[Draw]) -> None:
         process.group, process.since = group, time.monotonic()
         epoch = max(len(self._running[draw.number].reports) for draw in group)
-        until = next((rung for rung in self._plan.rungs if rung > epoch), 2**31)
+        until = min(
+            next((rung for rung in self._plan.rungs if rung > epoch), 2**31),
+            epoch + max(1, self._epochs_left() // len(group)),
+        )
         process.call = process.actor.advance.remote([(draw.number, draw.parameters) for draw in group], until)
 
     def _wait(self) -> None:
@@ -194,6 +202,8 @@ class PackedTrials:
             self._end(number, "COMPLETE", values=_values(trial.reports[-1], answer))
         elif len(trial.reports) in self._plan.rungs and self._study.should_prune(number):
             self._end(number, "PRUNED", reason=f"pruned after epoch {len(trial.reports)}")
+        elif self._epochs_left() <= 0:
+            self._end(number, "PRUNED", reason=f"the epoch budget was spent after epoch {len(trial.reports)}")
         return number in self._running
 
     def _end(self, number: int, state: State, *, reason: str = "", values: Sequence[float] = ()) -> None:

@@ -47,7 +47,7 @@ class SearchSettings(Settings):
     )
     trials: int = Field(default=12, ge=1, description="trials in total; those already in the study count")
     epoch_budget: int | None = Field(
-        default=None, ge=1, description="epochs over all trials; once they are spent no further trial starts"
+        default=None, ge=1, description="epochs over all trials; once they are spent no trial starts or goes on"
     )
     sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
     scheduler: Scheduler = Field(
