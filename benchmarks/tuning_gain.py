@@ -8,7 +8,8 @@ its own seeds of training and of the sampler:
 
 - `paper`: no search; learning rate 1e-4 and dropout 0.2 as printed, lambda 0.1 (the paper gives none), as many epochs
   as a trial of the searches has at most;
-- `paper_schedule`: the same with the paper's own 50 epochs, warm-up and decays;
+- `paper_steps`: the same with about as many optimizer steps as the paper's recipe takes on its 5,000 sessions (50
+  epochs of batches of 128, 1,400 steps), warm-up and decays at the same shares of the way;
 - `tpe_asha`: 40 trials of TPE, stopped early by ASHA;
 - `random`: random search without early stopping, for as many epochs as `tpe_asha` took in the same repetition.
 
@@ -55,8 +56,8 @@ SEEDS = 3
 FULL = {"repetitions": 3, "trials": 40, "sessions": 400}
 QUICK = {"repetitions": 2, "trials": 4, "sessions": 60}
 RECIPE = {"epochs": EPOCHS, "batch_size": 32, "warmup_epochs": 1, "decay_epochs": [14], "patience": 6}
-SCHEDULE = {"epochs": 50, "batch_size": 32, "warmup_epochs": 5, "decay_epochs": [30, 40], "patience": 50}
-ARMS = ("paper", "paper_schedule", "tpe_asha", "random")
+STEPS = {"epochs": 150, "batch_size": 32, "warmup_epochs": 15, "decay_epochs": [90, 120], "patience": 150}
+ARMS = ("paper", "paper_steps", "tpe_asha", "random")
 
 
 class Comparison:
@@ -88,7 +89,7 @@ class Comparison:
         return _row(arm, repetition, result)
 
     def _settings(self, arm: str, repetition: int, tuning: dict[str, Any]) -> TuneSettings:
-        recipe = SCHEDULE if arm == "paper_schedule" else RECIPE
+        recipe = STEPS if arm == "paper_steps" else RECIPE
         shared = {"seed": repetition, "concurrency": 1, "grace_epochs": 2, "final": {"top": 1, "seeds": SEEDS}}
         return TuneSettings.model_validate(
             {
@@ -134,7 +135,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Each arm's winners, and the paired differences to the arms it is compared with."""
     means = {arm: [row["winner_mean"] for row in rows if row["arm"] == arm] for arm in ARMS}
-    pairs = [("tpe_asha", "random"), ("tpe_asha", "paper"), ("tpe_asha", "paper_schedule"), ("random", "paper")]
+    pairs = [("tpe_asha", "random"), ("tpe_asha", "paper"), ("tpe_asha", "paper_steps"), ("random", "paper")]
     return {
         "arms": {
             arm: dict(zip(("mean", "half_width"), interval(values), strict=True)) for arm, values in means.items()

@@ -230,8 +230,7 @@ def cache_limits(network: StreamingNetwork, window: int | None) -> list[int | No
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight for one or a few rows of x, over leading axes that agree.
 
-    On a CPU numpy's BLAS does it: with one row per product it reads the weights about as fast as memory delivers
-    them, where torch's does not on every processor (measured in benchmarks/streaming.py).
+    On a CPU numpy's BLAS does it: torch's takes another, slower path for a single row on some processors.
     """
     if x.device.type != "cpu" or torch.compiler.is_exporting():
         return torch.matmul(x, weight)

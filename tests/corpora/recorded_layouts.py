@@ -42,7 +42,7 @@ C-E4:\tAnger; Frustration;\t()
 """Two people speak at once from 2.0 to 2.5 s; the second utterance of F stands before that of M."""
 
 IMPRO_WORDS = """\
-Ses01F_impro01_F000 [000.5000-002.5000]: Excuse me.
+Ses01F_impro01_F000 [000.5000-002.5000]: Excuse me now, ok.
 Ses01F_impro01_M000 [002.0000-004.0000]: [LAUGHTER] Do you have your forms?
 M: [BREATHING]
 Ses01F_impro01_F001 [004.0000-005.0000]: Yeah.
@@ -93,7 +93,7 @@ MELD_ROWS = {
         # apostrophes of Windows that were taken for control characters; commas; a quote inside quotes
         '1,"Oh my God, he\x92s lost it.",Phoebe,sadness,negative,0,0,4,7,"00:20:57,256","00:20:58,756"',
         '2,What?,Monica,surprise,negative,0,1,4,7,"00:21:01,927","00:21:02,927"',
-        '4,"He said ""No"".",Ross,neutral,neutral,0,3,4,7,"00:21:06,500","00:21:08,0"',
+        '4,"He said ""No"".",Ross,neutral,neutral,0,3,4,7,"00:21:07,000","00:21:08,5"',
         '5,It\x92s fine.,Ross,joy,positive,2,0,8,21,"00:16:4,380","00:16:05,380"',
     ],
     "dev": ['1,Okay.,Joey,neutral,neutral,0,0,8,21,"00:16:41,126","00:16:42,337"'],

@@ -208,13 +208,13 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
 def test_rendered_recordings_become_shards_and_train_an_epoch(ray_cluster: None, tmp_path: Path) -> None:
     folder, output = tmp_path / "recordings", tmp_path / "data"
     folder.mkdir()
-    render_sessions(folder, sessions=8, speakers=4, seconds=5.0)
+    render_sessions(folder, sessions=6, speakers=3, seconds=4.0)
     save_resnet(folder / "resnet18.safetensors")
     settings, _ = parse(PrepareSettings, command(folder, output), description="")
     made = settings.prepare(report=lambda _: None)
     assert made == read_manifest(output)
     assert made.dimensions == {"audio": 40, "visual": 512, "text": 384}
-    assert sum(split.sessions for split in made.splits.values()) == 8
+    assert sum(split.sessions for split in made.splits.values()) == 6
     features = made.provenance["features"]
     assert len(features["visual"]["sha256"]["resnet18.safetensors"]) == 64
     assert {"model.safetensors", "tokenizer.json"} <= set(features["text"]["sha256"])

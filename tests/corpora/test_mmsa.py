@@ -263,6 +263,15 @@ def test_only_plain_containers_and_arrays_pass(tmp_path: Path, program: bytes, m
     assert "\n" not in str(refusal.value)
 
 
+def test_arrays_are_as_large_as_they_say(tmp_path: Path) -> None:
+    intact = pickle.dumps(np.arange(3, dtype=np.float32), protocol=4)
+    assert intact.count(b"K\x03\x85") == 1, "the shape"
+    path = tmp_path / "array.pkl"
+    path.write_bytes(intact.replace(b"K\x03\x85", b"K\x04\x85"))
+    with pytest.raises(UserError, match="an array of 12 bytes that says it has another size"):
+        read_pickle(path)
+
+
 def test_instructions_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "long.pkl"
     path.write_bytes(pickle.dumps(list(range(100))))

@@ -294,26 +294,26 @@ def test_unknown_noise_is_refused() -> None:
 
 
 MEASURE = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from tests.corpora.test_recordings import Clip, Listed, NO_TEXT, Recording, VisualSettings
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this program; the resource module would count the one that started it
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 folder = Path(sys.argv[1])
-def load(name):
+def load(name, step):
     recording = Recording(
         session_id=name, speaker_id="p", video=(Clip(path=folder / f"{name}.mp4"),),
         audio=(Clip(path=folder / f"{name}.wav"),),
     )
-    visual = VisualSettings(weights=str(folder / "resnet18.safetensors"), frames_per_second=1 / 60)
-    corpus = Listed(listed=(recording,), step_seconds=60.0, visual=visual, text=NO_TEXT)
+    visual = VisualSettings(weights=str(folder / "resnet18.safetensors"), frames_per_second=1 / step)
+    corpus = Listed(listed=(recording,), step_seconds=step, visual=visual, text=NO_TEXT)
     return corpus.load(corpus.references()[0]).num_steps
 
-load("short")
+load("short", 15.0)  # as many pictures as go through the network at once
 before = peak()
-steps = load("long")
+steps = load("long", 120.0)
 print(json.dumps({"steps": steps, "grown": peak() - before}))
 """
 
@@ -322,9 +322,9 @@ print(json.dumps({"steps": steps, "grown": peak() - before}))
 def test_two_hours_take_no_more_memory_than_two_minutes(tmp_path: Path) -> None:
     """Two hours of sound are 460 MB as one array, and their pictures at one a second over 1 GB."""
     save_resnet(tmp_path / "resnet18.safetensors")
-    for name, seconds in (("short", 120), ("long", 7200)):
+    for name, seconds in (("short", 240), ("long", 7200)):
         write_wave(tmp_path / f"{name}.wav", tone(seconds, rate=4_000), rate=4_000)
-        write_video(tmp_path / f"{name}.mp4", lambda at: plain(int(at) % 200, (32, 32)), seconds, rate=2)
+        write_video(tmp_path / f"{name}.mp4", lambda at: plain(int(at) % 200, (32, 32)), seconds, rate=1)
     environment = {"PYTHONPATH": ":".join(str(REPOSITORY / part) for part in ("platform", "model", "."))}
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],
@@ -334,7 +334,7 @@ def test_two_hours_take_no_more_memory_than_two_minutes(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout.splitlines()[-1])
-    assert measured["steps"] == 120
+    assert measured["steps"] == 60
     assert measured["grown"] < 60 * 2**20, f"{measured['grown'] / 2**20:.0f} MiB"
 
 

@@ -161,6 +161,15 @@ def test_gigantic_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         see(path)
 
 
+def test_a_codec_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    path = write_wave(tmp_path / "a.wav", tone(0.5))
+    content = bytearray(path.read_bytes())
+    content[20:22] = b"\xee\xee"  # the format code of the header
+    path.write_bytes(bytes(content))
+    with pytest.raises(UnusableMediaError, match=r"a\.wav: its audio stream is in no known format"):
+        hear(path)
+
+
 def test_no_file_makes_the_decoder_open_another(tmp_path: Path) -> None:
     target = write_video(tmp_path / "other.mp4", lambda _: plain(90), 1.0)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target.as_posix()}\n#EXT-X-ENDLIST\n"

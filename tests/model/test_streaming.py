@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from edu_emotionnet import zoo
 from edu_emotionnet.batch import FeatureStatistics, Predictions, SessionBatch
 from edu_emotionnet.encoder import ModalityEncoder, merge_heads, sinusoidal_positions, split_heads
 from edu_emotionnet.network import EduEmotionNet, EduEmotionNetConfig
-from edu_emotionnet.streaming import SessionStream, StreamingModel, streaming
+from edu_emotionnet.streaming import SessionStream, streaming
 from edu_emotionnet.streaming_network import FIRST_CAPACITY
 
 NETWORKS = [name for name in NAMES if name.startswith("edu_emotionnet")]
@@ -226,15 +224,3 @@ def test_memory_is_constant_with_a_window(window: int) -> None:
 
 def open_unlimited() -> SessionStream:
     return streaming("edu_emotionnet", small_model("edu_emotionnet"), dimensions=DIMENSIONS).open()
-
-
-def cpu_seconds(model: StreamingModel, batch: SessionBatch, steps: int) -> float:
-    """Smallest CPU time of a step, over the last `steps` of a session."""
-    session, best = model.open(), float("inf")
-    for step in range(int(batch.lengths[0])):
-        features = at(batch, step)
-        start = time.process_time()
-        session.step(features)
-        if step >= int(batch.lengths[0]) - steps:
-            best = min(best, time.process_time() - start)
-    return best

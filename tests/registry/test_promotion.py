@@ -43,15 +43,13 @@ def built(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module")
 def measured() -> Callable[..., Served | Missing]:
-    """The real measurement, taken once for equal weights: it starts a process and loads PyTorch there."""
-    known: dict[bytes, Served | Missing] = {}
+    """The real measurement, taken once: it starts a process and loads PyTorch there, and toys are equally fast."""
+    known: list[Served | Missing] = []
 
     def remembered(folder: Path, *, steps: int) -> Served | Missing:
-        (weights,) = folder.rglob("model.safetensors")
-        key = weights.read_bytes()
-        if key not in known:
-            known[key] = measure(folder, steps=steps, repetitions=3)
-        return known[key]
+        if not known:
+            known.append(measure(folder, steps=steps, repetitions=3))
+        return known[0]
 
     return remembered
 
@@ -189,15 +187,35 @@ def test_evidence_for_another_data_set_is_no_evidence(
 ) -> None:
     other, _ = make_dataset(seed=3)
     version, gates = fresh(lab, other, seed=5), gates_file(tmp_path)
-    lab.crown("first")
     with pytest.raises(UserError) as error:
         promote(settings_of(lab, version, gates, evaluate=str(lab.data)), dry_run=False, report=lambda _: None)
     one_line(error, "trained on another data set", str(lab.data))
-    verdict = promote(settings_of(lab, version, gates, evaluate=str(other)), dry_run=False, report=lambda _: None)
+    own = settings_of(lab, version, gates, evaluate=str(other))
+    lab.crown("first")
+    lines: list[str] = []
+    verdict = promote(own, dry_run=False, report=lines.append)
     assert outcomes(verdict)["data_set"] == "failed"
     assert outcomes(verdict)["not_worse_than_champion"] == "missing evidence"
-    assert outcomes(verdict)["macro_f1"] in ("passed", "failed")  # its own data set has tested it
+    assert "test split stays closed: data_set" in lines  # it could not win: the one look is not spent
+    assert OPENINGS not in lab.tracker.read(version.run_id).tags
     assert lab.aliases() == ("first", None)
+    lab.forget()
+    assert outcomes(promote(own, dry_run=False, report=lines.append))["macro_f1"] in ("passed", "failed")
+    lab.crown("first")
+    verdict = promote(own, dry_run=False, report=lines.append)
+    assert "another data set" in next(g for g in verdict.gates if g.name == "not_worse_than_champion").sentence
+    assert lab.aliases() == ("first", None)
+
+
+def test_code_that_is_not_committed_does_not_open_the_test_split(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, gates = fresh(lab, lab.data, seed=78), gates_file(tmp_path)
+    monkeypatch.setattr(promotion, "code_version", lambda: {"emolab.git_clean": "false"})
+    lines: list[str] = []
+    promote(settings_of(lab, version, gates, evaluate=str(lab.data)), dry_run=False, report=lines.append)
+    assert any(line.startswith("test split stays closed: clean_commit") for line in lines)
+    assert OPENINGS not in lab.tracker.read(version.run_id).tags
 
 
 def test_a_result_of_other_weights_or_other_code_does_not_count(lab: Lab, tmp_path: Path) -> None:
@@ -269,7 +287,7 @@ def test_rolling_back_restores_the_champion_before_and_the_one_before_that(
     assert back(settings, dry_run=False) == lab.versions["better"]
     assert lab.aliases() == ("better", "first")
     assert "mute microphones" in lab.tags("fragile")["emolab.rolled_back"]
-    (run,) = lab.tracker.find("emolab.kind", "rollback")
+    run, *_ = lab.tracker.find("emolab.kind", "rollback")
     recorded = lab.tracker.read(run)
     assert recorded.tags["emolab.rolled_back_from"] == lab.versions["fragile"].version
     assert recorded.tags["emolab.reason"] == "mute microphones"
@@ -518,7 +536,7 @@ def test_gates_that_are_not_asked_for_say_so_and_limits_are_limits(lab: Lab, tmp
 def test_a_version_that_does_not_load_is_no_use(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(folder: Path, *, steps: int) -> Served | Missing:
         source = folder / "pyfunc_model.py"
-        source.write_text("import emolab\n" + source.read_text())  # leans on the platform
+        source.write_text(source.read_text().replace("import json\n", "import json\nimport emolab\n"))
         return measure(folder, steps=steps)
 
     monkeypatch.setattr(promotion, "measure", spoiled)
@@ -544,12 +562,13 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     values, parts = MISTAKES[name]
-    role = "first"
+    gates, role = values.get("gates", gates_file(tmp_path)), "first"
+    values = {key: value for key, value in values.items() if key != "gates"}
     if name == "data":
         lab.tracker.resume(lab.versions[role].run_id).set_tags({"emolab.test_recorded": "false"})
     try:
         with pytest.raises(UserError) as error:
-            promote(lab.settings(role, gates_file(tmp_path), **values), dry_run=False, report=lambda _: None)
+            promote(lab.settings(role, gates, **values), dry_run=False, report=lambda _: None)
     finally:
         lab.tracker.resume(lab.versions[role].run_id).set_tags({"emolab.test_recorded": "true"})
     one_line(error, *parts)

@@ -43,7 +43,7 @@ def message(step: int, **features: Any) -> str:
 
 
 def test_the_answers_are_those_of_the_model_on_the_whole_session(world: World, loaded: LoadedModel) -> None:
-    recorded = recordings(world.data, loaded)[0]
+    recorded = recordings(str(world.data), loaded)[0]
     session, steps = begin(loaded), len(recorded["labels"])
     said = [
         session.answer(message(t, **{name: rows[t] for name, rows in recorded["features"].items()})).content
@@ -154,6 +154,6 @@ def test_models_that_cannot_stream_are_named(tmp_path: Path) -> None:
 
 
 def test_recordings_are_of_the_validation_split(world: World, loaded: LoadedModel) -> None:
-    shown = recordings(world.data, loaded)
+    shown = recordings(str(world.data), loaded)
     assert [r["session_id"] for r in shown] == [s.session_id for s in world.sessions["validation"]]
     json.dumps(shown, allow_nan=False)

@@ -87,7 +87,7 @@ def test_a_recorded_session_is_answered_step_by_step(server: Server) -> None:
     assert [r["session_id"] for r in shown] == [s.session_id for s in server.world.sessions["validation"]]
     recorded = json.loads(server.get("/recordings/0"))
     loaded = load(kept_model(server.world.model))
-    assert recorded == recordings(server.world.data, loaded)[0]
+    assert recorded == recordings(str(server.world.data), loaded)[0]
     stream = loaded.live(None).open()
     with server.open() as client:
         greeting = json.loads(client.recv(timeout=30))

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edu_emotionnet.batch import MODALITIES
 from emolab.configuration import Settings
 from emolab.corpora.corpus import Arrays, Corpus, RefusedSessionError, SessionReference, Split, Stage
-from emolab.corpora.signal_noise import SessionNoise, SignalNoise
+from emolab.corpora.modality_stage import ModalityStage
+from emolab.corpora.signal_noise import SignalNoise
 from emolab.features.annotations import read_spans
 from emolab.features.audio import AudioSettings
 from emolab.features.decoding import Clip, Limits, UnusableMediaError
 from emolab.features.grid import LabelledSpan, Word, fitted, step_labels, steps_covering
-from emolab.features.signals import Pictures, Sound
-from emolab.features.text import TextExtractor, TextSettings
-from emolab.features.transcripts import check_words, read_words
-from emolab.features.visual import VisualExtractor, VisualSettings
+from emolab.features.text import TextSettings
+from emolab.features.visual import VisualSettings
 from emolab.names import UserError
 from emolab.sessions.schema import Session
 
@@ -36,6 +32,9 @@ __all__ = ["Clip", "LabelledSpan", "RecordedCorpus", "Recording", "Word"]
 
 _PLACES = ("source", "manifest")
 """Options that say where a corpus lies."""
+
+_CODEC_PADDING = 0.05
+"""Seconds of sound at the end that make no step of their own: a codec fills its last frame up (AAC: to 43 ms)."""
 
 PAPER_CLASSES = ("confused", "curious", "bored", "frustrated")
 
@@ -144,8 +143,8 @@ class RecordedCorpus(Corpus):
 
     def load(self, reference: SessionReference) -> Session:
         arrays: dict[str, Any] = {}
-        for stage in _built_stages(_ByContent(self)):
-            arrays |= stage(reference, arrays)
+        for stage in self.stages():
+            arrays |= stage.build()(reference, arrays)
         return self.assemble(reference, arrays)
 
     def assemble(self, reference: SessionReference, arrays: Arrays) -> Session:
@@ -155,8 +154,12 @@ class RecordedCorpus(Corpus):
             RefusedSessionError: nothing was heard, seen or said, or an annotation does not fit the recording.
         """
         recording = self.recording(reference)
-        seconds = max(float(arrays[f"{name}.seconds"][0]) for name in self.dimensions)
-        steps = steps_covering(seconds, self.step_seconds)
+        ends = {name: float(arrays[f"{name}.seconds"][0]) for name in self.dimensions}
+        seconds = max(ends.values())
+        steps = max(
+            steps_covering(end - (_CODEC_PADDING if name == "audio" else 0.0), self.step_seconds)
+            for name, end in ends.items()
+        )
         if steps == 0:
             raise recording.refused("it is empty: no sound, no picture, no words")
         placed = {
@@ -231,63 +234,11 @@ class RecordedCorpus(Corpus):
         return spans
 
 
-class ModalityStage:
-    """Decodes one modality of a session and makes its features; holds the modality's model.
-
-    Returns ``<modality>.features`` (T, D) float32, ``<modality>.present`` (T,) bool and ``<modality>.seconds`` (1,)
-    float64, the end of what was decoded. A modality that a session lacks has T = 0.
-    """
-
-    def __init__(self, corpus: RecordedCorpus, modality: str) -> None:
-        self.corpus, self.modality = corpus, modality
-        self.extract = {"audio": corpus.audio, "visual": corpus.visual, "text": corpus.text}[modality].build()
-
-    def __call__(self, reference: SessionReference, arrays: Arrays) -> Arrays:
-        recording = self.corpus.recording(reference)
-        try:
-            features, present, seconds = self._extracted(recording)
-        except UnusableMediaError as error:
-            raise recording.refused(f"{self.modality}: {error}") from None
-        return {
-            f"{self.modality}.features": features,
-            f"{self.modality}.present": present,
-            f"{self.modality}.seconds": np.array([seconds]),
-        }
-
-    def _extracted(self, recording: Recording) -> tuple[NDArray[np.float32], NDArray[np.bool_], float]:
-        """(T, D) features, (T,) presence, and the second at which the modality ends."""
-        corpus = self.corpus
-        noise = SessionNoise(
-            settings=corpus.corruption,
-            session_id=recording.session_id,
-            step_seconds=corpus.step_seconds,
-            frame_rate=corpus.visual.frames_per_second,
-        )
-        if isinstance(self.extract, TextExtractor):
-            words = _words(recording, corpus.limits)
-            pooled = self.extract(noise.on_words(words), corpus.step_seconds)
-            return *pooled, max((word.end for word in words), default=0.0)
-        if isinstance(self.extract, VisualExtractor):
-            pictures = Pictures(recording.video, corpus.visual.frames_per_second, corpus.limits)
-            pooled = self.extract(noise.on_pictures(pictures), corpus.step_seconds)
-            return *pooled, pictures.seconds
-        sound = Sound(recording.audio, corpus.limits)
-        pooled = self.extract(noise.on_sound(sound), corpus.step_seconds)
-        return *pooled, sound.seconds
-
-
 def _spans(recording: Recording) -> Sequence[LabelledSpan]:
     try:
         return read_spans(recording.spans) if isinstance(recording.spans, Path) else recording.spans
     except UnusableMediaError as error:
         raise recording.refused(f"labels: {error}") from None
-
-
-def _words(recording: Recording, limits: Limits) -> tuple[Word, ...]:
-    words = recording.words or ()
-    read = read_words(words) if isinstance(words, Path) else words
-    check_words(read, limits)
-    return tuple(read)
 
 
 @dataclass(frozen=True)
@@ -307,12 +258,6 @@ class _ByContent:
 def _recordings_by_id(key: _ByContent) -> Mapping[str, Recording]:
     """Read once per process: files that change later are not noticed."""
     return {each.session_id: each for each in key.corpus.recordings()}
-
-
-@lru_cache(maxsize=1)
-def _built_stages(key: _ByContent) -> Sequence[Callable[[SessionReference, Arrays], Arrays]]:
-    """The stages of the corpus that this process loads from, models included."""
-    return [stage.build() for stage in key.corpus.stages()]
 
 
 def _plain(value: Any) -> Any:

@@ -67,6 +67,8 @@ def frames(clip: Clip, kind: Kind, limits: Limits) -> Iterator[tuple[AudioFrame 
             return
         declared = _declared_seconds(container, stream)
         _refuse_absurd(path, stream, declared, limits)
+        stream.codec_context.thread_count = 1  # sessions run side by side already
+        stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
         zero = (container.start_time or 0) / av.time_base
         end, latest, count = 0.0, 0.0, 0
         for frame in container.decode(stream):
@@ -93,10 +95,6 @@ def _opened(path: Path) -> Iterator[InputContainer]:
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
     try:
         with av.open(str(path), options=options, metadata_errors="replace") as container:
-            for stream in container.streams:
-                if isinstance(stream, AudioStream | VideoStream):
-                    stream.codec_context.thread_count = 1  # sessions run side by side already
-                    stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
             yield container
     except FFmpegError as error:
         raise UnusableMediaError(f"{path.name} cannot be decoded: {error.strerror}") from None
@@ -119,6 +117,8 @@ def _refuse_missing_bytes(path: Path) -> None:
 
 
 def _refuse_absurd(path: Path, stream: AudioStream | VideoStream, declared: float | None, limits: Limits) -> None:
+    if stream.codec_context is None:  # where FFmpeg has no codec for it
+        raise UnusableMediaError(f"{path.name}: its {stream.type} stream is in no known format")
     if declared is not None and declared > limits.seconds:
         raise _too_long(path, limits)
     if isinstance(stream, AudioStream):

@@ -34,6 +34,8 @@ class RegisteredWeights:
     """A registered version as it lies in the registry, fetched and verified."""
 
     version: ModelVersion
+    model_id: str | None
+    """Of the MLflow model, which keeps files of its own beside the run's."""
     folder: Path
     """The whole MLflow model."""
     weights: Path
@@ -108,17 +110,19 @@ def fetch(tracker: MLflowTracker, version: ModelVersion, folder: Path) -> Regist
         fetched = Path(
             mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=tracker.uri)
         )
-        described = Model.load(fetched).flavors["python_function"]["artifacts"]["checkpoint"]["path"]
+        described = Model.load(fetched)
+        inside = described.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
     except (MlflowException, OSError) as error:
         raise UserError(f"{version.uri} cannot be fetched: {' '.join(str(error).split())[:160]}") from None
     except KeyError:
         raise UserError(f"{version.uri} holds no checkpoint: it was not registered by this platform") from None
-    weights = (fetched / described).resolve()
+    weights = (fetched / inside).resolve()
     if not weights.is_relative_to(fetched.resolve()):
         raise UserError(f"{version.uri} points outside its own folder")
     saved = checkpoint.load(weights)
     return RegisteredWeights(
         version=version,
+        model_id=described.model_id,
         folder=fetched,
         weights=weights,
         digest=kept_model(weights).digest,

@@ -9,7 +9,17 @@ from emolab.registry.evidence import Evidence, Tested
 from emolab.registry.gates import Gates, Provenance
 from emolab.registry.measurement import Served
 from emolab.registry.sweep_evidence import Curve, no_sweep
-from emolab.registry.verdict import GateResult, Missing, bounded, decided, missing, not_applicable, not_asked
+from emolab.registry.verdict import (
+    GateResult,
+    Missing,
+    bounded,
+    decided,
+    missing,
+    moment,
+    not_applicable,
+    not_asked,
+    times,
+)
 from emolab.scores import class_recall, macro_f1
 from emolab.studies.bootstrap import DifferenceInterval, metric_difference
 
@@ -108,8 +118,8 @@ def _opened_once(asked: Provenance, challenger: Evidence) -> GateResult:
         outcome="passed" if 1 <= count <= asked.most_openings else "failed",
         value=count,
         threshold=asked.most_openings,
-        sentence=f"The test split was opened {_times(count)} for this model, last at {challenger.tested.opened}; "
-        f"at most {_times(asked.most_openings)} is allowed.",
+        sentence=f"The test split was opened {times(count)} for this model, at most {times(asked.most_openings)} is "
+        f"allowed; last on {moment(challenger.tested.opened)}.",
         runs=runs,
     )
 
@@ -168,9 +178,9 @@ def _against_champion(gates: Gates, challenger: Evidence, champion: Evidence | N
         outcome="passed" if found.low >= -asked.margin else "failed",
         value=found.low,
         threshold=-asked.margin,
-        sentence=f"{COMPARED[asked.metric]} minus the champion's is {found.value:+.3f}, {asked.level:.0%} interval "
-        f"[{found.low:+.3f}, {found.high:+.3f}] over {found.clusters} sessions; its lower end must not lie below "
-        f"{-asked.margin:+.3f}{better}.",
+        sentence=f"The difference from the champion in {COMPARED[asked.metric]} is {found.value:+.3f}, "
+        f"{asked.level:.0%} interval [{found.low:+.3f}, {found.high:+.3f}] over {found.clusters} sessions; its lower "
+        f"end must not lie below {-asked.margin:+.3f}{better}.",
         runs=runs,
     )
 
@@ -262,7 +272,3 @@ def _first(name: str) -> GateResult:
 def _run_of(found: object) -> tuple[str, ...]:
     run_id = getattr(found, "run_id", None)
     return (run_id,) if run_id else ()
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"

@@ -7,7 +7,7 @@ recorded with the verdict. The verdict is stored before any alias moves.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from emolab.registry.judgement import ROLLED_BACK, judge
 from emolab.registry.lookup import ModelVersion, find_version
 from emolab.registry.measurement import machine, measure
 from emolab.registry.records import REPLACED, Judged, record_verdict, tag_promoted
-from emolab.registry.verdict import Verdict
+from emolab.registry.verdict import GateResult, Verdict
 from emolab.studies.test_split import openings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, existing_tracker
@@ -150,19 +150,24 @@ def _judge(
     dry_run: bool,
 ) -> Judged:
     versions = [challenger, *([find_version(f"models:/{challenger.name}/{champion}", tracker)] if champion else [])]
+    rates = gates.missing_modalities.rates
     with tempfile.TemporaryDirectory() as temporary:
         fetched = [fetch(tracker, version, Path(temporary) / version.version) for version in versions]
-        if settings.evaluate and not dry_run:
-            _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
-        evidence = [gather(tracker, registered, gates.missing_modalities.rates) for registered in fetched]
         served = measure(fetched[0].folder, steps=gates.serving.session_steps)
-    mine, other = evidence[0], evidence[1] if champion else None
+        mine, *others = [gather(tracker, registered, rates) for registered in fetched]
+        other = others[0] if others else None
+        results = judge(gates, mine, other, served, promotion=run.run_id)
+        if settings.evaluate and not dry_run and _worth_opening(gates, results, report):
+            _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
+            mine, *others = [gather(tracker, registered, rates) for registered in fetched]
+            other = others[0] if others else None
+            results = judge(gates, mine, other, served, promotion=run.run_id)
     verdict = Verdict(
         model=challenger.name,
         version=challenger.version,
         champion=champion,
         dataset=mine.dataset,
-        gates=judge(gates, mine, other, served, promotion=run.run_id),
+        gates=results,
         run_id=run.run_id,
         judged=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
@@ -171,8 +176,18 @@ def _judge(
     return Judged(verdict=verdict, gates=gates, challenger=mine, champion=other, served=served)
 
 
+def _worth_opening(gates: Gates, results: Sequence[GateResult], report: Callable[[str], None]) -> bool:
+    """A model meets the test split once: not while it fails anyway, nor by code that would spoil the evidence."""
+    failed = [result.name for result in results if result.outcome == "failed"]
+    if gates.provenance.clean_commit and code_version().get("emolab.git_clean") != "true":
+        failed.append("clean_commit, because this code is not committed")
+    if failed:
+        report(f"test split stays closed: {', '.join(failed)}")
+    return not failed
+
+
 def _evaluate(
-    fetched: list[RegisteredWeights], data: Path, tracker: MLflowTracker, run: Run, report: Callable[[str], None]
+    fetched: Sequence[RegisteredWeights], data: Path, tracker: MLflowTracker, run: Run, report: Callable[[str], None]
 ) -> None:
     """Let versions that have no test result meet the test split; a champion of other data is left alone."""
     for registered in fetched:

@@ -77,14 +77,14 @@ def _tag_version(judged: Judged, tracker: MLflowTracker, card: dict[str, bytes])
     for key, value in tags.items():
         client.set_model_version_tag(verdict.model, verdict.version, key, value)
     client.update_model_version(verdict.model, verdict.version, card_summary(judged)[:MOST_DESCRIPTION])
-    held = client.get_model_version(verdict.model, verdict.version)
+    model_id = judged.challenger.registered.model_id
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in card.items():
             (Path(temporary) / name).write_bytes(content)
-        if held.model_id:  # beside the weights: whoever fetches the version has its card
-            client.log_model_artifacts(held.model_id, temporary)
+        if model_id:  # beside the weights: whoever fetches the version has its card
+            client.log_model_artifacts(model_id, temporary)
         else:
-            tracker.resume(str(held.run_id)).log_file(Path(temporary), folder="model_card")
+            tracker.resume(judged.challenger.version.run_id).log_file(Path(temporary), folder="model_card")
 
 
 def _word(verdict: Verdict) -> str:

@@ -132,3 +132,14 @@ def not_applicable(name: str, sentence: str) -> GateResult:
 
 def not_asked(name: str) -> GateResult:
     return not_applicable(name, "The gates file does not ask for this.")
+
+
+def times(count: int) -> str:
+    """A count in words."""
+    return "once" if count == 1 else f"{count} times"
+
+
+def moment(iso: str) -> str:
+    """A UTC time as people read it, to the minute; whatever is no time stays as it is."""
+    date, separator, clock = iso.partition("T")
+    return f"{date} {clock[:5]} UTC" if separator else iso

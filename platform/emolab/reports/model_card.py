@@ -17,7 +17,7 @@ from emolab.registry.sweep_evidence import Curve, SingleLosses
 from emolab.registry.verdict import Missing
 from emolab.reports.comparison_text import class_prior
 from emolab.reports.markdown import to_markdown
-from emolab.reports.page import Section, TableData, page
+from emolab.reports.page import Section, Styled, TableData, page
 from emolab.reports.promotion_figures import curves, recalls, single_losses
 from emolab.scores import accuracy, class_precision, class_recall, macro_f1
 from emolab.studies.bootstrap import METRICS, Interval, Metric, class_f1_intervals, metric_interval
@@ -141,8 +141,10 @@ def _scores(judged: Judged) -> list[Section]:
     rows: list[list[Any]] = []
     for metric, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
         by_session, by_speaker = _interval(tested, metric), _interval(tested, metric, speakers=True)
-        rows.append([name, _shown(by_session), _shown(by_speaker), known.get(f"ceiling_{metric}")])
-    overall = TableData(columns=["score", "95 % by session", "95 % by speaker", "exact filter"], rows=rows)
+        ceiling = [known[f"ceiling_{metric}"]] if f"ceiling_{metric}" in known else []
+        rows.append([name, _shown(by_session), _shown(by_speaker), *ceiling])
+    columns = ["score", "95 % by session", "95 % by speaker", "exact filter (ceiling)"]
+    overall = TableData(columns=columns[: len(rows[0])], rows=rows)
     text = "Clustered bootstrap: whole sessions, or whole speakers, are drawn again. " + _prior(judged)
     return [
         Section(title="Scores on the test split", text=text, table=overall),
@@ -216,28 +218,21 @@ def _cost(judged: Judged) -> str:
 
 def _data(judged: Judged) -> list[Section]:
     manifest = judged.challenger.registered.manifest
-    rows = [
-        [name, split.sessions, split.steps, len(split.speakers),
-         *(f"{count / max(1, sum(split.label_counts)):.0%}" for count in split.label_counts),
-         *(f"{split.present.get(modality, 0.0):.0%}" for modality in manifest.dimensions)]
-        for name, split in manifest.splits.items()
-    ]  # fmt: skip
-    columns = [
-        "split",
-        "sessions",
-        "steps",
-        "speakers",
-        *manifest.classes,
-        *(f"{m} there" for m in manifest.dimensions),
-    ]
+    splits = list(manifest.splits.values())
+    rows = [["sessions", *(s.sessions for s in splits)], ["steps", *(s.steps for s in splits)]]
+    rows.append(["speakers", *(len(s.speakers) for s in splits)])
+    for i, name in enumerate(manifest.classes):
+        shares = (s.label_counts[i] / max(1, sum(s.label_counts)) for s in splits)
+        rows.append([f"labelled {name}", *(f"{share:.0%}" for share in shares)])
+    rows += [[f"with {name}", *(f"{s.present.get(name, 0.0):.0%}" for s in splits)] for name in manifest.dimensions]
     text = (
         f"Corpus {manifest.corpus}, data set {manifest.digest}. No speaker is in two splits. Features per step: "
         + ", ".join(f"{name} {width}" for name, width in manifest.dimensions.items())
         + ". They are standardised with the training split's mean and deviation, which are part of the weights."
     )
-    provenance = [[key, str(value)] for key, value in flatten(dict(manifest.provenance)).items()]
+    provenance = [[key, Styled(str(value))] for key, value in flatten(dict(manifest.provenance)).items()]
     return [
-        Section(title="Data", text=text, table=TableData(columns=columns, rows=rows)),
+        Section(title="Data", text=text, table=TableData(columns=["", *manifest.splits], rows=rows)),
         Section(
             title="Where the features come from",
             text="Features made in another way give answers that mean nothing.",
@@ -256,7 +251,7 @@ def _training(judged: Judged) -> list[Section]:
         "versions": tags.get("emolab.versions", "unknown"),
         "command": tags.get("emolab.command", "unknown"),
     }
-    rows = [[key, str(value)] for key, value in (settings | facts).items()]
+    rows = [[key, Styled(str(value))] for key, value in (settings | facts).items()]
     return [Section(title="Training", table=TableData(columns=["setting", "value"], rows=rows))]
 
 

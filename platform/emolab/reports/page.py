@@ -22,7 +22,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 10
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { cursor: pointer; background: var(--soft); position: sticky; top: 0; }
-td.prose { text-align: left; white-space: normal; min-width: 20rem; }
+th.words { text-align: left; }
+td.prose, td.ids { text-align: left; white-space: normal; min-width: 18rem; } td.ids { min-width: 5rem; }
 td.good, td.bad, td.open, td.idle { text-align: left; font-weight: 600; }
 td.good { color: #1a7f4b; } td.bad { color: #c62f3b; } td.open { color: #a86400; } td.idle { color: #7a828c; }
 @media (prefers-color-scheme: dark) {
@@ -59,10 +60,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Styled:
-    """A cell of words: a sentence that wraps, or an outcome in its colour."""
+    """A cell of words: a sentence or a few ids that wrap, or an outcome in its colour."""
 
     text: str
-    style: Literal["prose", "good", "bad", "open", "idle"] = "prose"
+    style: Literal["prose", "ids", "good", "bad", "open", "idle"] = "prose"
 
     def __str__(self) -> str:
         return self.text
@@ -113,9 +114,14 @@ def _figure(svg: str) -> str:
 def _table(table: TableData | None) -> str:
     if table is None:
         return ""
-    heads = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
+    heads = "".join(_head(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns))
     rows = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _head(column: str, values: Sequence[Any]) -> str:
+    words = ' class="words"' if any(isinstance(value, Styled) for value in values) else ""
+    return f"<th{words}>{html.escape(column)}</th>"
 
 
 def _cell(value: Any) -> str:

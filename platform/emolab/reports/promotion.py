@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from emolab.registry.verdict import moment, times
 from emolab.reports.page import Section, Styled, TableData, page
 from emolab.reports.promotion_figures import against_champion, curves, recalls, single_losses
 from emolab.training.train import flatten
@@ -56,9 +57,9 @@ def _lines(judged: Judged) -> list[str]:
         + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         + ". "
         + ("The alias champion may move." if verdict.passed else "The alias champion stays where it is."),
-        f"Judged {verdict.judged} in run {verdict.run_id}, on the test split of data set {verdict.dataset[:16]}. "
-        f"That split has been opened {verdict.openings['models']} times for models and {verdict.openings['sweeps']} "
-        "times for sweeps in this tracker: the more often, the less a narrow pass means.",
+        f"Judged on {moment(verdict.judged)} in run {verdict.run_id}, by the test split of data set "
+        f"{verdict.dataset[:16]}. This tracker has seen that split opened {times(verdict.openings['models'])} for "
+        f"models and {times(verdict.openings['sweeps'])} for sweeps: the more often, the less a narrow pass means.",
     ]
     caveat = manifest.provenance.get("caveat")
     if manifest.corpus == "edusim":
@@ -91,8 +92,8 @@ def _outcome(gate: GateResult) -> Styled:
     return Styled(gate.outcome, _STYLES[gate.outcome])
 
 
-def _runs(gate: GateResult) -> str:
-    return " ".join(run_id[:8] for run_id in gate.runs)
+def _runs(gate: GateResult) -> Styled:
+    return Styled(" ".join(run_id[:8] for run_id in gate.runs), "ids")
 
 
 def _figures(judged: Judged) -> list[Section]:
@@ -110,18 +111,19 @@ def _evidence(judged: Judged) -> TableData:
     for role, evidence in (("challenger", judged.challenger), ("champion", judged.champion)):
         if evidence is not None:
             rows += [[f"{role}: {what}", *rest] for what, *rest in _evidence_rows(evidence)]
-    return TableData(columns=["what", "of", "run", "commit known and clean", "details"], rows=rows)
+    return TableData(columns=["what", "of", "run", "code committed", "details"], rows=rows)
 
 
 def _evidence_rows(evidence: Evidence) -> list[list[Any]]:
     version, opened = evidence.version, getattr(evidence.tested, "opened", None)
     of, clean = f"version {version.version}", evidence.commits.get(version.run_id)
-    weights = f"weights {evidence.registered.digest[:12]}"
-    rows: list[list[Any]] = [["training and test", of, version.run_id, clean, opened and f"{weights}, opened {opened}"]]
+    weights = f"weights {evidence.registered.digest[:8]}"
+    details = f"{weights}, tested on {moment(opened)}" if opened else weights
+    rows: list[list[Any]] = [["training and test", of, version.run_id, clean, Styled(details)]]
     swept = dict.fromkeys(sweep.run_id for sweep in evidence.sweeps)
-    return rows + [["robustness sweep", of, run_id, evidence.commits.get(run_id), weights] for run_id in swept]
+    return rows + [["robustness sweep", of, run_id, evidence.commits.get(run_id), Styled(weights)] for run_id in swept]
 
 
 def _asked(judged: Judged) -> TableData:
     asked = flatten(judged.gates.model_dump(mode="json"))
-    return TableData(columns=["key", "value"], rows=[[key, str(value)] for key, value in asked.items()])
+    return TableData(columns=["key", "value"], rows=[[key, Styled(str(value))] for key, value in asked.items()])

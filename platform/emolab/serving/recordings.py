@@ -15,12 +15,15 @@ from emolab.sessions.schema import Session
 MOST = 12
 
 
-def recordings(folder: Path, loaded: LoadedModel) -> list[dict[str, Any]]:
-    """The first sessions of a data set's validation split, as JSON.
+def recordings(data: str | None, loaded: LoadedModel) -> list[dict[str, Any]]:
+    """The first sessions of a data set's validation split, as JSON; none without a data set.
 
     Raises:
         UserError: the data set is damaged, has no validation split, or does not fit the model.
     """
+    if data is None:
+        return []
+    folder = Path(data)
     manifest = read_manifest(folder)
     loaded.check_fit(manifest, folder)
     store = load_selection_split(folder, manifest, "validation")

@@ -4,7 +4,7 @@
 ``/recordings`` lists the sessions it can replay.
 """
 
-from __future__ import annotations
+# Annotations are real classes here: Serve ships the routes without the names that only a string would mention.
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ from emolab.configuration import Settings
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.live import POLICY, TOO_BUSY, Limits, LiveSession, refusal
-from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
+from emolab.serving.models import MODEL_HELP, find_model, load
 from emolab.serving.recordings import recordings
 from emolab.training.recipe import TrackingSettings
 
@@ -63,6 +63,7 @@ class ServeSettings(Settings):
 
 
 app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+# `ingress` copies the routes, and with them the names that the class below may use: those above it, and no later ones.
 
 
 @serve.deployment(num_replicas=1)
@@ -75,7 +76,7 @@ class LiveService:
         self._settings = settings
         self._loaded = load(kept_model(Path(folder)))
         self._live = self._loaded.live(settings.window)
-        self._recordings = demo_recordings(settings, self._loaded)
+        self._recordings = recordings(settings.demo, self._loaded)
         self._open = 0
         # One thread computes for all: a step takes a core anyway, and the event loop stays free to answer.
         self._worker = ThreadPoolExecutor(max_workers=1)
@@ -145,7 +146,7 @@ def serve_live(settings: ServeSettings, *, dry_run: bool, report: Callable[[str]
     kept = find_model(settings.model, output=Path(settings.output), tracking=settings.tracking)
     loaded = load(kept)
     live = loaded.live(settings.window)
-    shown = demo_recordings(settings, loaded)
+    shown = recordings(settings.demo, loaded)
     port = _free_port(settings.host, settings.port)
     report(
         f"{kept.name} ({kept.digest[:16]}), {', '.join(f'{name} {size}' for name, size in loaded.dimensions.items())} "
@@ -168,15 +169,6 @@ def serve_live(settings: ServeSettings, *, dry_run: bool, report: Callable[[str]
         finally:
             serve.shutdown()
     report("stopped")
-
-
-def demo_recordings(settings: ServeSettings, loaded: LoadedModel) -> list[dict[str, Any]]:
-    """What the page can replay; nothing without ``demo``.
-
-    Raises:
-        UserError: the data set is damaged or does not fit the model.
-    """
-    return recordings(Path(settings.demo), loaded) if settings.demo else []
 
 
 def _deploy(settings: ServeSettings, folder: Path, port: int) -> None:

@@ -31,7 +31,7 @@ from emolab.tuning.pack import reason_of
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import CategoricalParameter, FloatParameter, SearchSpace, configured
 from emolab.tuning.study import METRIC, Study
-from emolab.tuning.workers import BASE, FAILURE, FINISHED
+from emolab.tuning.workers import BASE, FAILURE, FINISHED, Unsaved
 
 NUMBER = "number"
 """Key of a trial's configuration that holds its number in the study."""
@@ -80,19 +80,24 @@ class PopulationTrial(ray.tune.Trainable):
         self._epochs = epochs_in_process(settings, checkpoints=CheckpointFolder(self._root))
 
 
-class PopulationRecorder(ray.tune.Callback):
+class PopulationRecorder(Unsaved, ray.tune.Callback):
     """Tells the study what became of each member."""
 
     def __init__(self, study: Study, recorder: TrialRecorder, keys: list[str], report: Callable[[str], None]) -> None:
         self._study, self._recorder, self._keys, self._report = study, recorder, keys, report
         self._curves: dict[int, list[dict[str, float]]] = {}
         self._schedules: dict[int, list[dict[str, Any]]] = {}
+        self._numbers: dict[str, int] = {}
         self._started = time.perf_counter()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        # Remembered at the first start: a member that goes on from another one carries that one's configuration.
+        self._numbers.setdefault(trial.trial_id, trial.config[NUMBER])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
     ) -> None:
-        number, epoch = trial.config[NUMBER], int(result["epoch"])
+        number, epoch = self._numbers[trial.trial_id], int(result["epoch"])
         if FAILURE in result:
             return
         curve, schedule = self._curves.setdefault(number, []), self._schedules.setdefault(number, [])
@@ -111,7 +116,7 @@ class PopulationRecorder(ray.tune.Callback):
         self._end(trial, "the trial's process failed", {})
 
     def _end(self, trial: Trial, failure: str, result: Mapping[str, Any]) -> None:
-        number = trial.config[NUMBER]
+        number = self._numbers[trial.trial_id]
         curves = self._curves.get(number, [])
         self._study.tell(
             number,

@@ -31,7 +31,15 @@ FINISHED = "finished"
 """Result key: whether a trial came to its own end (all epochs, or early stopping by validation)."""
 
 
-class StudySearcher(Searcher):
+class Unsaved:
+    """Part of a run of Ray Tune that is not written to disk. Tune pickles all it was given, for a restore of its
+    own; what resumes here is the study, which is no thing to be pickled."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return (Unsaved, ())
+
+
+class StudySearcher(Unsaved, Searcher):
     """Gives Ray Tune the study's draws, and tells the study how each trial ended."""
 
     def __init__(

@@ -1,0 +1,98 @@
+"""The page of a search shows what the study holds."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from emolab.reports.search import search_page
+from emolab.reports.search_figures import best_so_far, epochs_by_rung, search_figures
+from emolab.tuning.finals import Finalist
+from emolab.tuning.methods import make_sampler
+from emolab.tuning.space import SearchSpace
+from emolab.tuning.study import Study
+
+SPACE = SearchSpace.model_validate(
+    {
+        "parameters": {
+            "model.name": {"distribution": "categorical", "choices": ["late_fusion", "mult"]},
+            "training.learning_rate": {"distribution": "float", "low": 1e-4, "high": 1e-1, "log": True},
+            "model.attention_dropout": {
+                "distribution": "float",
+                "low": 0.0,
+                "high": 0.3,
+                "when": {"model.name": ["mult"]},
+            },
+        }
+    }
+)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Any:
+    """Twelve trials: every third complete after nine epochs, one failed, the others stopped after one or three."""
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    study.use_sampler(make_sampler("random", seed=1, space=SPACE))
+    for number in range(12):
+        draw = study.ask()
+        epochs = 9 if number % 3 == 0 else 0 if number == 4 else 1 + 2 * (number % 2)
+        for epoch in range(1, epochs + 1):
+            study.report(number, epoch, 0.01 * number + 0.05 * epoch)
+        if number == 4:
+            study.tell(number, "FAIL", reason="<non-finite> loss", epochs=0)
+        elif epochs == 9:
+            study.tell(number, "COMPLETE", [0.01 * number + 0.45], epochs=9)
+        else:
+            study.tell(number, "PRUNED", reason=f"pruned after epoch {epochs}", epochs=epochs)
+        assert draw.number == number
+    best = study.best()
+    assert best is not None
+    split = SimpleNamespace(reference_scores={"ceiling_accuracy": 0.9, "ceiling_macro_f1": 0.88})
+    return SimpleNamespace(
+        folder=tmp_path,
+        run_id="run-1",
+        manifest=SimpleNamespace(splits={"validation": split}, class_prior=0.4, digest="d" * 64),
+        records=study.records(),
+        best=best,
+        finalists=[Finalist(record=best, values=(0.5, 0.52, 0.54))],
+        rungs=[1, 3],
+        study=study,
+    )
+
+
+WINNER: Any = SimpleNamespace(run_id="run-2", progress=SimpleNamespace(best_macro_f1=0.55, best_epoch=7, reports=[]))
+
+
+def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:
+    figures = search_figures(result)
+    assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
+    page = search_page(result, WINNER, figures).decode()
+    assert page.count("<svg") == len(figures) + 1  # and the training curves
+    for part in ("run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss"):
+        assert part in page, part
+    rows = re.findall(r"<tr><td data-value=\"(\d+)\">\d+</td><td data-value=\"(complete|pruned|failed|fail)\"", page)
+    assert len(rows) == 12
+    assert search_figures(result) == figures  # equal results, equal bytes
+
+
+def test_the_stretches_between_decisions_hold_all_epochs(result: Any) -> None:
+    rows = epochs_by_rung(result.records, [1, 3])
+    assert [name for name, _, _ in rows] == ["1", "2-3", "4-9"]
+    assert [trials for _, trials, _ in rows] == [11, 8, 4]
+    assert sum(epochs for _, _, epochs in rows) == result.study.epochs()
+
+
+def test_the_best_so_far_never_falls_and_counts_completed_trials_only(result: Any) -> None:
+    line = best_so_far(sorted(result.records, key=lambda record: record.number))
+    assert line[0] == (0, pytest.approx(0.45))
+    values = [value for _, value in line]
+    assert values == sorted(values)
+    assert values[-1] == result.best.value
+
+
+def test_the_interval_of_a_finalist_is_students(result: Any) -> None:
+    (finalist,) = result.finalists
+    assert finalist.mean == pytest.approx(0.52)
+    assert finalist.half_width == pytest.approx(4.302653 * 0.02 / 3**0.5, abs=1e-6)
