@@ -311,7 +311,7 @@ def load(name, step):
     corpus = Listed(listed=(recording,), step_seconds=step, visual=visual, text=NO_TEXT)
     return corpus.load(corpus.references()[0]).num_steps
 
-load("short", 15.0)  # as many pictures as go through the network at once
+load("short", 5.0)  # several batches of pictures go through the network
 before = peak()
 steps = load("long", 120.0)
 print(json.dumps({"steps": steps, "grown": peak() - before}))
