@@ -157,18 +157,23 @@ def serve_live(settings: ServeSettings, *, dry_run: bool, report: Callable[[str]
     if dry_run:
         return
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    _stop_on_signals(stopped)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with connected(settings.cluster):
         require({"CPU": 1.0}, purpose="live inference")
         _deploy(settings, kept.folder, port)
+        _stop_on_signals(stopped)  # once more: Ray has put handlers of its own in their place
         try:
             report(f"page    http://{settings.host}:{port}/\nsession ws://{settings.host}:{port}/session")
             stopped.wait()
         finally:
             serve.shutdown()
     report("stopped")
+
+
+def _stop_on_signals(stopped: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
 
 
 def _deploy(settings: ServeSettings, folder: Path, port: int) -> None:
