@@ -23,7 +23,7 @@ tune: $(INSTALLED)  ## the main job: prepare, search, train the best with DDP, t
 	$(BIN)/python jobs/tune.py $(ARGS)
 
 test: $(INSTALLED)  ## all tests (ARGS="-k name")
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .

@@ -84,7 +84,7 @@ def head(repository: Path) -> Iterator[str]:
 
 
 def wait_for(url: str) -> None:
-    for _ in range(120):
+    for _ in range(360):  # a busy machine takes its time; what is waited for is that it comes up at all
         try:
             urllib.request.urlopen(url, timeout=2).read()
             return

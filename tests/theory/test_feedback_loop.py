@@ -53,7 +53,9 @@ def test_same_output_and_gradients_as_the_plain_loop(sessions, steps, width, cla
     assert (type(fast.grad_fn).__name__ == FAST) == (steps > 1)
     torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-12)
     for ours, theirs in zip(gradients(fast, loop, z), gradients(plain, loop, z), strict=True):
-        assert float((ours - theirs).abs().max()) <= 1e-12 * max(1.0, float(theirs.abs().max()))
+        # Rounding adds up over the steps of the recursion: a gradient of n steps is n roundings from exact.
+        rounding = 1e-13 * max(10, 2 * steps)
+        assert float((ours - theirs).abs().max()) <= rounding * max(1.0, float(theirs.abs().max()))
 
 
 def test_blocks_of_steps_make_no_difference(monkeypatch):

@@ -90,10 +90,15 @@ def _write(
 ) -> dict[str, Any]:
     plain, small = folder / "model.onnx", folder / "model-int8.onnx"
     step = export_step(model, plain, dimensions=loaded.dimensions, window=window)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises pre-processing, which changes nothing here
     graph = onnx.load(plain)
     graph.graph.ClearField("value_info")  # shapes of tensors that the quantiser transposes: it would call them wrong
-    quantize_dynamic(graph, small, weight_type=QuantType.QInt8)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the quantiser advises pre-processing, which changes nothing here
+    try:
+        quantize_dynamic(graph, small, weight_type=QuantType.QInt8)
+    finally:
+        root.setLevel(level)
     inputs, outputs = graph_names(step, tuple(loaded.dimensions))
     return {
         "model": loaded.kept.name,
