@@ -23,7 +23,8 @@ import torch
 from factorised_sweep import ONE_MODALITY, Inputs
 from measurement import arguments, environment, interleaved, minimum_and_median, ratio, write_record
 
-from edu_emotionnet.batch import FeatureStatistics, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.losses import combined_loss
 from edu_emotionnet.network import EduEmotionNet, EduEmotionNetConfig
 from edu_emotionnet.zoo import build

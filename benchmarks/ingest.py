@@ -43,7 +43,7 @@ from emolab.sessions.loading import Block, SessionStore, epoch_batches
 from emolab.sessions.manifest import Manifest
 from emolab.sessions.preparation import prepare
 from emolab.sessions.schema import Session
-from emolab.training.data import from_datasets, shared_datasets
+from emolab.training.datasets import from_datasets, shared_datasets
 
 TARGET_RATE, TARGET_RATIO = 1.1e9, 5.0
 """Bytes a second, and the ratio over `plain`, that are claimed (performance targets of the project)."""

@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import IGNORED_LABEL, FeatureStatistics, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL, FeatureStatistics
 from edu_emotionnet.losses import combined_loss
 from emolab.sessions.loading import Block, SessionStore, epoch_batches
 

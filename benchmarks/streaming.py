@@ -22,7 +22,8 @@ from collections.abc import Callable
 import torch
 from measurement import arguments, environment, interleaved, minimum_and_median, ratio, write_record
 
-from edu_emotionnet.batch import IGNORED_LABEL, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 from edu_emotionnet.network import EduEmotionNetConfig
 from edu_emotionnet.streaming import SessionStream, StepFeatures, streaming
 from edu_emotionnet.zoo import build

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-MODALITIES = ("audio", "visual", "text")
-"""Order of the modality axis everywhere (A, V, T of the paper); a corpus may use a subset, in this order."""
-
-IGNORED_LABEL = -100
-"""Label of a step without annotation, and of padding; PyTorch's default ``ignore_index``."""
+from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +61,3 @@ class Predictions:
     """(B, T, M) weight of each modality (MIE), non-negative and summing to one; None where a model has none."""
     auxiliary_loss: Tensor | None = None
     """Scalar: the model's own loss terms *summed* over labelled steps, so that every loss shares one divisor."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureStatistics:
-    """Mean and standard deviation of every feature over the observed steps of the training split."""
-
-    mean: Mapping[str, Sequence[float]]
-    std: Mapping[str, Sequence[float]]
-
-    @classmethod
-    def identity(cls, dimensions: Mapping[str, int]) -> FeatureStatistics:
-        """Statistics that change nothing, for data that is already standardised."""
-        return cls(
-            mean={name: [0.0] * size for name, size in dimensions.items()},
-            std={name: [1.0] * size for name, size in dimensions.items()},
-        )

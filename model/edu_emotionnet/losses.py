@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from edu_emotionnet.batch import IGNORED_LABEL, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edu_emotionnet.batch import FeatureStatistics, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.encoder import ModalityEncoder, merge_heads, split_heads
 from edu_emotionnet.feedback import TemporalFeedbackLoop
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import IGNORED_LABEL, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 from edu_emotionnet.network import EduEmotionNet
 from edu_emotionnet.streaming_network import SessionMemory, StreamingNetwork
 

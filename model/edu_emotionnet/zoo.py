@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from edu_emotionnet import baselines
-from edu_emotionnet.batch import MODALITIES, FeatureStatistics
+from edu_emotionnet.conventions import MODALITIES, FeatureStatistics
 from edu_emotionnet.network import EduEmotionNet, EduEmotionNetConfig
 
 Builder = Callable[..., nn.Module]

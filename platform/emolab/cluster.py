@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.data
 from pydantic import Field
 
 from emolab.configuration import Settings
@@ -93,6 +92,8 @@ _USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__nam
 
 def _prepare_environment() -> None:
     os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "120")  # an error instead of a hang
+    import ray.data  # half a second that workers do not need
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

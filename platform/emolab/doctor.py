@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -44,8 +45,30 @@ def main() -> None:
     check = commands.add_parser("verify", help="read a whole data set, check every digest and session, describe it")
     check.add_argument("folder", type=Path)
     check.set_defaults(run=lambda options: print(describe(verify(options.folder))) or True)
+    deliver = commands.add_parser("deliver", help="send the tracker what it missed while it could not be reached")
+    deliver.add_argument("output", type=Path, help="folder of the results, which holds the outbox")
+    deliver.add_argument("--uri", help="address of the tracker (default: MLFLOW_TRACKING_URI)")
+    deliver.set_defaults(run=lambda options: deliver_outbox(options.output, options.uri))
     options = parser.parse_args()
     run_job(lambda: None if options.run(options) else sys.exit(1))
+
+
+def deliver_outbox(output: Path, uri: str | None) -> bool:
+    """Send what waits in the outbox of a folder; whether nothing waits any more.
+
+    Raises:
+        UserError: there is no outbox, no address, or the tracker refuses.
+    """
+    from emolab.tracking.buffered import FOLDER, send_left_behind
+
+    address = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not (output / FOLDER).is_dir():
+        raise UserError(f"{output} has no outbox: nothing was held back there")
+    if not address:
+        raise UserError("no tracker is named: give --uri or set MLFLOW_TRACKING_URI")
+    outcome = send_left_behind(output, address)
+    print(outcome.describe())
+    return not outcome.waiting
 
 
 def examine(preset: str) -> list[Finding]:

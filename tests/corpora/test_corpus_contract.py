@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from tests.corpora import published_layouts, recorded_layouts
 from tests.features.media_files import rendered_media
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.corpora.catalog import corpora
 from emolab.corpora.corpus import SPLITS, Corpus, RefusedSessionError, SessionReference
 from emolab.names import checked_name

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.corpora.edusim import EduSim
 from emolab.corpora.edusim_process import CLASSES, LACKING_PROBABILITY, PROCESSES, class_start, class_steps
 from emolab.corpora.edusim_sampling import HiddenSession, sample_hidden, session_generator

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.corpora.recorded_layouts import IMPRO, IMPRO_WORDS, replaced, write_iemocap
 from tests.features.media_files import bert_folder, save_resnet
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.corpora.annotators import agreement, judgement_matrix
 from emolab.corpora.corpus import RefusedSessionError, SessionReference
 from emolab.corpora.iemocap import CODES, Iemocap

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.corpora.corpus import SessionReference
 from emolab.corpora.labels import LabelledCorpus
 from emolab.names import UserError

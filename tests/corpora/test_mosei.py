@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.corpora.published_layouts import MOSEI_LABELS, write_csd, write_mosei
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.corpora.corpus import RefusedSessionError, SessionReference
 from emolab.corpora.mosei import EMOTIONS, Mosei
 from emolab.corpora.overlap import finite_mean, overlap_means

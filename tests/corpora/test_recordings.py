@@ -25,7 +25,7 @@ from tests.features.media_files import (
     write_words,
 )
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.corpora.corpus import RefusedSessionError, SessionReference
 from emolab.corpora.recordings import Clip, LabelledSpan, RecordedCorpus, Recording, Word
 from emolab.corpora.signal_noise import SignalNoise

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.features.grid import StepMeans, fitted, step_labels, steps_covering, steps_of
 
 step_lengths = st.sampled_from([0.1, 0.25, 0.5, 1.0, 3.0])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import IGNORED_LABEL, FeatureStatistics, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL, FeatureStatistics
 
 DIMENSIONS = {"audio": 6, "visual": 5, "text": 4}
 CLASSES = 4

@@ -10,7 +10,8 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from edu_emotionnet.batch import IGNORED_LABEL, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 from edu_emotionnet.losses import combined_loss
 
 WORKERS = 2

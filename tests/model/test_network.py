@@ -12,7 +12,8 @@ from tests.model.random_batches import CLASSES, random_batch, small_model
 from torch import Tensor
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import IGNORED_LABEL, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 from edu_emotionnet.feedback import TemporalFeedbackLoop
 from edu_emotionnet.losses import combined_loss
 from edu_emotionnet.network import (

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.model.random_batches import DIMENSIONS, NAMES, random_batch, same_on_real_steps, small_model
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import FeatureStatistics, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.losses import combined_loss
 
 EVERY_MODEL = pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,8 @@ from tests.model.random_batches import DIMENSIONS, NAMES, random_batch, small_mo
 from torch import Tensor
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import FeatureStatistics, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.encoder import ModalityEncoder, merge_heads, sinusoidal_positions, split_heads
 from edu_emotionnet.network import EduEmotionNet, EduEmotionNetConfig
 from edu_emotionnet.streaming import SessionStream, streaming

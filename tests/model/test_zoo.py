@@ -6,7 +6,7 @@ import pytest
 from tests.model.random_batches import CLASSES, DIMENSIONS, NAMES, random_batch, small_config, small_model
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 
 SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(MODALITIES, size)]
 

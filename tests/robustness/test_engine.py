@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edu_emotionnet.batch import FeatureStatistics
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.network import EduEmotionNet, EduEmotionNetConfig
 from edu_emotionnet.zoo import build
 from emolab.robustness.assembly import build_variants, clean_batch

@@ -19,7 +19,8 @@ from emolab.sessions.preparation import assign_splits, prepare
 from emolab.sessions.schema import Session, arrow_schema, from_table
 from emolab.sessions.shards import describe, read_shard, verify, write_shard
 from emolab.sessions.splits import split_by_speaker
-from emolab.training.data import load_training_data, shared_datasets
+from emolab.training.data import load_training_data
+from emolab.training.datasets import shared_datasets
 
 Make = Callable[..., tuple[Path, Manifest]]
 CORPUS = ToyCorpus()

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from edu_emotionnet.baselines.layers import MaskedProjection, MultiHeadAttention, check_options
-from edu_emotionnet.batch import IGNORED_LABEL, FeatureStatistics, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL, FeatureStatistics
 from edu_emotionnet.network import EncoderConfig
 from edu_emotionnet.zoo import ModelEntry, register
 

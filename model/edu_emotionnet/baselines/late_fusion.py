@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from edu_emotionnet.baselines.layers import ClassifierHead, ModalityEncoders
-from edu_emotionnet.batch import FeatureStatistics, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.network import EncoderConfig
 from edu_emotionnet.zoo import ModelEntry, register
 

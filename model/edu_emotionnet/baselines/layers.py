@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edu_emotionnet.batch import FeatureStatistics, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.encoder import ModalityEncoder, Standardise, merge_heads, split_heads
 from edu_emotionnet.network import EncoderConfig
 

@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from edu_emotionnet.baselines.layers import ModalityEncoders, check_options
-from edu_emotionnet.batch import FeatureStatistics, Predictions, SessionBatch
+from edu_emotionnet.batch import Predictions, SessionBatch
+from edu_emotionnet.conventions import FeatureStatistics
 from edu_emotionnet.network import EncoderConfig
 from edu_emotionnet.zoo import ModelEntry, register
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.corpora.catalog import register
 from emolab.corpora.corpus import Corpus, SessionReference, Split
 from emolab.corpora.edusim_filter import class_posteriors

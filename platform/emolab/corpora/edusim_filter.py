@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.corpora.edusim_process import CLASSES, PROCESSES, ModalityProcess, class_start, class_steps
 from emolab.sessions.schema import Session
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 
 CLASSES = ("confused", "curious", "bored", "frustrated")
 SIGNAL_WIDTH = 3

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.corpora.corpus import Split
 from emolab.corpora.edusim_process import (
     GAIN_DEVIATION,

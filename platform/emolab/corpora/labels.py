@@ -30,10 +30,11 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.configuration import Settings, read_yaml, validate
 from emolab.corpora.annotators import agreement, judgement_matrix, majority
 from emolab.corpora.corpus import Corpus
+from emolab.limits import TABLE_BYTES, read_bytes
 from emolab.names import UserError, checked_name, nearest
 
 OWN = "own"
@@ -196,8 +197,9 @@ def _shipped(corpus: str) -> Path:
 
 
 def _from_yaml(path: Path) -> LabelTable:
+    values = read_yaml(path)  # refuses what is too large, or nested too deeply, for the reading below
     _refuse_repeated_keys(path)
-    given = validate(_File, read_yaml(path), where=f"{path}: ")
+    given = validate(_File, values, where=f"{path}: ")
     named = {**given.labels, **given.utterances}
     classes = tuple(given.classes) if given.classes is not None else tuple(dict.fromkeys(named.values()))
     for key, name in named.items():
@@ -279,6 +281,6 @@ def _voted(path: Path, rows: _Rows) -> LabelTable:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, most=TABLE_BYTES, what="a label table")
     except OSError as error:
         raise UserError(f"label table {path} cannot be read: {error.strerror}") from None

@@ -18,6 +18,7 @@ from typing import Any
 
 from emolab.corpora.catalog import register
 from emolab.corpora.recordings import Clip, RecordedCorpus, Recording
+from emolab.limits import TABLE_BYTES, read_bytes
 from emolab.names import UserError, nearest
 
 _IDS = ("session_id", "speaker_id")
@@ -72,7 +73,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, most=TABLE_BYTES, what="a list of sessions")
     except OSError as error:
         raise UserError(f"manifest {path} cannot be read: {error.strerror}") from None
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from emolab.corpora.catalog import register
 from emolab.corpora.corpus import Corpus, SessionReference, Split
+from emolab.limits import TABLE_BYTES, read_bytes
 from emolab.names import UserError
 from emolab.sessions.schema import Session
 
@@ -222,7 +223,7 @@ def _features(path: Path, width: int, labels: NDArray[np.int64]) -> NDArray[np.f
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path, most=TABLE_BYTES, what="a published table").decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not lines:

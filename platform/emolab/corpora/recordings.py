@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.configuration import Settings
 from emolab.corpora.corpus import Arrays, Corpus, RefusedSessionError, SessionReference, Split, Stage
 from emolab.corpora.modality_stage import ModalityStage

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from emolab.features.decoding import UnusableMediaError
 from emolab.features.grid import LabelledSpan
+from emolab.limits import read_bytes
+from emolab.names import UserError
 
 _COLUMNS = ("start", "end", "label")
+_LARGEST_FILE = 64 * 2**20
+"""Bytes; a day of labels for every second is a few megabytes."""
 
 
 def read_spans(path: Path) -> tuple[LabelledSpan, ...]:
@@ -20,12 +25,16 @@ def read_spans(path: Path) -> tuple[LabelledSpan, ...]:
         UnusableMediaError: the table cannot be read, or a row is wrong; names the row.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
-            if missing:
-                raise UnusableMediaError(f"{path.name}: column {missing[0]!r} is missing (needs {', '.join(_COLUMNS)})")
-            return tuple(_span(row, f"{path.name}, row {number}") for number, row in enumerate(table, start=2))
+        text = read_bytes(path, most=_LARGEST_FILE, what="a table of labels").decode("utf-8-sig")
+        table = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
+        if missing:
+            raise UnusableMediaError(f"{path.name}: column {missing[0]!r} is missing (needs {', '.join(_COLUMNS)})")
+        return tuple(_span(row, f"{path.name}, row {number}") for number, row in enumerate(table, start=2))
+    except UnusableMediaError:
+        raise
+    except UserError as error:
+        raise UnusableMediaError(str(error)) from None
     except OSError as error:
         raise UnusableMediaError(f"{path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:

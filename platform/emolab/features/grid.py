@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 
 _ROUNDING = 1e-6
 """Seconds by which a time may miss a step boundary and still count as on it: containers store rounded times."""

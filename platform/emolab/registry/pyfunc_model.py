@@ -16,7 +16,8 @@ from mlflow.models import set_model
 from safetensors.torch import load_file
 
 from edu_emotionnet import zoo
-from edu_emotionnet.batch import IGNORED_LABEL, MODALITIES, FeatureStatistics, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES, FeatureStatistics
 
 
 class SessionInput(pydantic.BaseModel):

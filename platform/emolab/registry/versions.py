@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import edu_emotionnet
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab import checkpoint
 from emolab.names import UserError, checked_name
 from emolab.registry.lookup import ModelVersion

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import IGNORED_LABEL, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.robustness.corruptions.catalog import corruption
 from emolab.robustness.corruptions.observed import CLEAN, Observed, Surroundings, Variant, corrupt, group_of
 from emolab.robustness.factorised import ModalityInput

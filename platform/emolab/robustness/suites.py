@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
+from emolab.limits import YAML_BYTES, load_yaml, read_bytes
 from emolab.names import UserError, nearest
 from emolab.robustness.cells import Cell, cell_id, clean_cell, grid_cell_id
 from emolab.robustness.corruptions.catalog import Corruption, corruption
@@ -76,7 +77,7 @@ def load_suite(name_or_file: str | Path) -> Suite:
         near = nearest(str(name_or_file), shipped)
         raise UserError(f"unknown suite {str(name_or_file)!r}{near} (suites: {', '.join(shipped)}, or a YAML file)")
     try:
-        return parse_suite(yaml.safe_load(path.read_text(encoding="utf-8")), where=path.name)
+        return parse_suite(load_yaml(read_bytes(path, most=YAML_BYTES, what="a suite").decode()), where=path.name)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
 

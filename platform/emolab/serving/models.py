@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from edu_emotionnet.streaming import StreamingModel, streaming
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders

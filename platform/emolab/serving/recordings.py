@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.names import UserError
 from emolab.robustness.sweep import load_selection_split
 from emolab.serving.models import LoadedModel

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from ray.exceptions import RayTaskError
 
 from emolab.cluster import user_error
 from emolab.corpora.corpus import SPLITS, Corpus, SessionReference, Split
+from emolab.redaction import command_line
 from emolab.sessions.facts import SessionFacts, facts_of
 from emolab.sessions.manifest import Manifest, Shard, SplitSummary, Statistics
 from emolab.sessions.schema import Session
@@ -144,7 +143,7 @@ def build_manifest(
         dimensions=dict(corpus.dimensions),
         step_seconds=written[0].facts[0].step_seconds,
         seed=seed,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(),
         options=corpus.options(),
         provenance=dict(corpus.provenance()),
         annotation=dict(corpus.annotation_summary()),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from emolab.corpora.corpus import SPLITS, SessionReference, Split
+from emolab.limits import TABLE_BYTES, read_bytes
 from emolab.names import UserError
 from emolab.sessions.facts import SessionFacts
 from emolab.sessions.manifest import Manifest, write_atomically
@@ -103,7 +104,8 @@ def read_inventory(folder: Path, manifest: Manifest) -> list[Entry]:
     """
     path = folder / FILE_NAME
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        text = read_bytes(path, most=TABLE_BYTES, what="a list of sessions").decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return [_entry(row, manifest) for row in rows]
     except OSError:
         raise UserError(f"{path} is missing: the data set was made by an earlier release, prepare it again") from None

@@ -18,7 +18,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import IGNORED_LABEL, MODALITIES, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.sessions.manifest import Manifest

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edu_emotionnet.batch import FeatureStatistics
+from edu_emotionnet.conventions import FeatureStatistics
 from emolab.configuration import explain
 from emolab.corpora.corpus import Split
+from emolab.limits import TABLE_BYTES, read_bytes
 from emolab.names import UserError
 from emolab.sessions.schema import SCHEMA_VERSION
 
@@ -116,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{folder} is not a data set ({FILE_NAME} is missing): make one with jobs/prepare.py")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(read_bytes(path, most=TABLE_BYTES, what="a manifest"))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, Manifest)}") from None
     if manifest.schema_version != SCHEMA_VERSION:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import IGNORED_LABEL, MODALITIES
+from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES
 from emolab.names import UserError, checked_name
 
 SCHEMA_VERSION = 1

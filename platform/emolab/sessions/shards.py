@@ -139,3 +139,14 @@ def _check_session(session: Session, manifest: Manifest, shard: Shard) -> None:
         raise UserError(
             f"shard {shard.path}: session {session.session_id!r} has widths {widths}, expected {manifest.dimensions}"
         )
+
+
+class ShardReader:
+    """Stage of a data pipeline: manifest entry -> verified rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        (entry,) = rows.to_pylist()
+        return read_shard(self.folder, Shard(**entry))

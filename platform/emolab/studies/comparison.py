@@ -19,6 +19,7 @@ from emolab.cluster import connected, require
 from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
+from emolab.redaction import redact
 from emolab.reports.comparison import comparison_files, standings_table
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.comparison_analysis import Analysis, analyse
@@ -119,6 +120,7 @@ def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str]
     place = Place(
         tracker_uri=tracker.uri,
         experiment=settings.tracking.experiment,
+        output=str(Path(settings.output).resolve()),
         parent=run.run_id,
         concurrency=plan.concurrency,
         gpus=settings.gpus,
@@ -193,12 +195,12 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
     known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     if known and known["identity"] != identity:
         raise UserError(f"{plan.folder} holds a comparison with other settings or data: choose another name")
-    if known and known["tracker"] == tracker.uri:
+    if known and known["tracker"] == redact(tracker.uri):
         run = tracker.resume(known["run_id"])
     else:
         tags = code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"}
         run = tracker.start(plan.folder.name, tags=tags)
         run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json")
-        content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
+        content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
         write_atomically(record, json.dumps(content, indent=1).encode())
     return run

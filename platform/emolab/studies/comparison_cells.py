@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from emolab.cluster import user_error
 from emolab.names import UserError
 from emolab.studies.test_split import checkpoint_digest, score_on_test_split
 from emolab.studies.theory import TheorySettings, record_theory
-from emolab.tracking.runs import MLflowTracker
+from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, train
@@ -72,14 +73,23 @@ class Place:
 
     tracker_uri: str
     experiment: str
+    output: str
+    """Folder of the results."""
     parent: str
     """Run id of the comparison."""
     concurrency: int
     gpus: float
     """Of each training task."""
 
-    def tracker(self) -> MLflowTracker:
-        return MLflowTracker(self.tracker_uri, self.experiment)
+    @contextmanager
+    def tracker(self) -> Iterator[MLflowTracker]:
+        """The tracker, for a task; what it records has arrived when the task ends."""
+        tracker = open_tracker(enabled=True, uri=self.tracker_uri, experiment=self.experiment, output=Path(self.output))
+        assert isinstance(tracker, MLflowTracker)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
 
 
 def train_cells(cells: Sequence[Cell], place: Place, *, report: Callable[[str], None]) -> list[Trained]:
@@ -148,7 +158,8 @@ def _train_cell(cell: Cell, place: Place) -> Trained:
     resumed = (cell.folder / "model").exists()
     tags = {"emolab.kind": "cell", "emolab.model": cell.model, "emolab.seed": str(cell.seed)}
     try:
-        trained = train(cell.settings, tracker=place.tracker(), parent=place.parent, tags=tags)
+        with place.tracker() as tracker:
+            trained = train(cell.settings, tracker=tracker, parent=place.parent, tags=tags)
         digest = checkpoint_digest(trained.folder / "model")
     except UserError as error:
         return Trained(
@@ -169,20 +180,22 @@ def _train_cell(cell: Cell, place: Place) -> Trained:
 def _measure_cell(cell: Cell, trained: Trained, place: Place, settings: TheorySettings) -> bool:
     torch.set_num_threads(1)
     data = Path(cell.settings.data)
-    return record_theory(cell.folder, data, settings, run_id=trained.run_id, tracker=place.tracker()) is not None
+    with place.tracker() as tracker:
+        return record_theory(cell.folder, data, settings, run_id=trained.run_id, tracker=tracker) is not None
 
 
 def _score_cell(cell: Cell, trained: Trained, place: Place, frozen: list[str]) -> bool:
     torch.set_num_threads(1)
-    return score_on_test_split(
-        cell.folder,
-        Path(cell.settings.data),
-        run_id=trained.run_id,
-        tracker=place.tracker(),
-        opened_by=place.parent,
-        frozen=frozen,
-        training_seconds=trained.training_seconds,
-    )
+    with place.tracker() as tracker:
+        return score_on_test_split(
+            cell.folder,
+            Path(cell.settings.data),
+            run_id=trained.run_id,
+            tracker=tracker,
+            opened_by=place.parent,
+            frozen=frozen,
+            training_seconds=trained.training_seconds,
+        )
 
 
 def _in_parallel(task: Any, calls: Sequence[tuple[Any, ...]], concurrency: int) -> Iterator[tuple[int, Any]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from emolab.limits import load_yaml
 from emolab.names import UserError
 from emolab.sessions.manifest import Manifest
 from emolab.studies import test_split, theory
@@ -95,7 +95,7 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
         run_id=run_id,
         name=run.name,
         tags=run.tags,
-        settings=yaml.safe_load(tracker.artifact(run_id, "config.yaml")),
+        settings=load_yaml(tracker.artifact(run_id, "config.yaml").decode()),
         manifest=Manifest.model_validate_json(tracker.artifact(run_id, "dataset.json")),
         reference=record["reference"],
         openings=record["openings"],

@@ -23,6 +23,7 @@ from emolab.configuration import Settings, to_yaml
 from emolab.corpora.corpus import Split
 from emolab.locks import holding
 from emolab.names import UserError, contained
+from emolab.redaction import redact
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
@@ -180,7 +181,7 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
     known = json.loads(record.read_text()) if record.exists() else {}
     if known and known["identity"] != identity:
         raise UserError(f"{prepared.folder} holds a sweep of other models, cells or data: choose another name")
-    if known and known["tracker"] == tracker.uri:
+    if known and known["tracker"] == redact(tracker.uri):
         return tracker.resume(tracker.read(known["run_id"]).run_id)
     run = tracker.start(
         prepared.folder.name,
@@ -193,7 +194,7 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
     )
     run.log_text(to_yaml(settings), "config.yaml")
     run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
-    content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
+    content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
     write_atomically(record, json.dumps(content).encode())
     return run
 

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edu_emotionnet.batch import MODALITIES, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import MODALITIES
 from emolab import checkpoint
 from emolab.corpora.corpus import Split
 from emolab.names import UserError

@@ -16,7 +16,7 @@ from emolab.reports.search_figures import search_figures
 from emolab.sessions.manifest import Manifest, write_atomically
 from emolab.studies.dataset import dataset
 from emolab.tracking.runs import open_tracker
-from emolab.tracking.tracker import Tracker
+from emolab.tracking.tracker import Run, Tracker
 from emolab.training.train import TrainedModel, train
 from emolab.tuning.plan import calibrate, plan_search
 from emolab.tuning.search import SearchResult, search
@@ -88,14 +88,20 @@ def _conclude(
         f"best    python jobs/train.py --config {best} --data {settings.data}",
     ]
     if settings.register_as and tracker.uri:
-        version = register(
-            winner.folder / "model", settings.register_as, run_id=winner.run_id, tracking_uri=tracker.uri
-        )
-        run.set_tags({"emolab.registered": version.uri})
-        lines.append(f"model   {version.uri}  (alias challenger)")
+        lines.append(_register(settings.register_as, winner, tracker, run))
     run.finish()
     print_trials(result)
     report("\n".join(lines))
+
+
+def _register(name: str, winner: TrainedModel, tracker: Tracker, run: Run) -> str:
+    """Register the winner where the registry can be reached; a line that says what became of it."""
+    run_id = tracker.settle(winner.run_id)
+    if run_id is None:
+        return "model   not registered: the tracker cannot be reached; run the same command again when it can"
+    version = register(winner.folder / "model", name, run_id=run_id, tracking_uri=tracker.uri)
+    run.set_tags({"emolab.registered": version.uri})
+    return f"model   {version.uri}  (alias challenger)"
 
 
 def print_trials(result: SearchResult, *, most: int = 20) -> None:

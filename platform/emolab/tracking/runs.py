@@ -5,27 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-# Read when MLflow is imported: a dead server must cost seconds, not the minutes of its default retries,
-# and nothing of ours is ever unpickled.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from emolab.names import UserError, checked_name
+from emolab.tracking.sending import PARENT_TAG, experiment_id, is_refusal
 from emolab.tracking.tracker import NoTracker, Run, Status, Tracker
 
-_PARENT_TAG = "mlflow.parentRunId"
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
 
 
@@ -95,11 +88,8 @@ class MLflowTracker(Tracker):
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         try:
-            found = self._client.get_experiment_by_name(experiment)
             location = artifacts.resolve().as_uri() if artifacts is not None else None
-            self._experiment = (
-                found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=location)
-            )
+            self._experiment = experiment_id(self._client, experiment, location)
         except MlflowException as error:
             raise UserError(f"the tracker {uri} cannot be used: {' '.join(str(error).split())[:200]}") from None
 
@@ -109,7 +99,7 @@ class MLflowTracker(Tracker):
         return self._client
 
     def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
-        all_tags = dict(tags or {}) | ({_PARENT_TAG: parent} if parent else {})
+        all_tags = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
         run = self._client.create_run(self._experiment, run_name=checked_name(name, what="run name"), tags=all_tags)
         return MLflowRun(self._client, run.info.run_id)
 
@@ -121,7 +111,7 @@ class MLflowTracker(Tracker):
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
         conditions = [f"tags.`{tag}` = '{checked_name(value, what='tag value')}'"]
         if parent:
-            conditions.append(f"tags.`{_PARENT_TAG}` = '{checked_name(parent, what='run id')}'")
+            conditions.append(f"tags.`{PARENT_TAG}` = '{checked_name(parent, what='run id')}'")
         runs = self._client.search_runs(
             [self._experiment],
             " and ".join(conditions),
@@ -132,7 +122,7 @@ class MLflowTracker(Tracker):
 
     def children(self, run_id: str) -> list[str]:
         """Ids of the runs below a run, in the order in which they began."""
-        parent = f"tags.`{_PARENT_TAG}` = '{checked_name(run_id, what='run id')}'"
+        parent = f"tags.`{PARENT_TAG}` = '{checked_name(run_id, what='run id')}'"
         runs = self._client.search_runs([self._experiment], parent, order_by=["attributes.start_time ASC"])
         return [run.info.run_id for run in runs]
 
@@ -144,7 +134,9 @@ class MLflowTracker(Tracker):
         """
         try:
             run = self._client.get_run(checked_name(run_id, what="run id"))
-        except MlflowException:
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
             raise UserError(f"the tracker {self.uri} has no run {run_id}") from None
         ended = run.info.end_time
         return RunRecord(
@@ -164,7 +156,9 @@ class MLflowTracker(Tracker):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 return Path(self._client.download_artifacts(run_id, name, folder)).read_bytes()
-            except (MlflowException, OSError):
+            except (MlflowException, OSError) as error:
+                if isinstance(error, MlflowException) and self.uri.startswith("http") and not is_refusal(error):
+                    raise
                 raise UserError(f"run {run_id} in the tracker {self.uri} has no file {name}") from None
 
     def instructions(self) -> str:
@@ -174,14 +168,20 @@ class MLflowTracker(Tracker):
 def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> Tracker:
     """The tracker of a job: the configured one, else MLFLOW_TRACKING_URI, else SQLite in the output folder.
 
+    A file of SQLite is as near as an outbox would be and is written directly; everything else through an outbox.
+
     Raises:
-        UserError: the tracker cannot be reached.
+        UserError: the tracker refuses. One that cannot be reached now is no error.
     """
     if not enabled:
         return NoTracker()
     configured = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if configured:
+    if configured and configured.startswith("sqlite:"):
         return MLflowTracker(configured, experiment)
+    if configured:
+        from emolab.tracking.buffered import BufferedTracker  # it is built on this module
+
+        return BufferedTracker(configured, experiment, output=output)
     output.mkdir(parents=True, exist_ok=True)
     database = output.resolve() / "mlflow.db"
     return MLflowTracker(f"sqlite:///{database}", experiment, artifacts=output / "mlflow-artifacts")
@@ -202,6 +202,15 @@ def existing_tracker(*, enabled: bool, uri: str | None, experiment: str, output:
     return tracker
 
 
-def attach(uri: str, experiment: str, run_id: str) -> Run:
-    """A run that another process began, for a worker."""
-    return MLflowTracker(uri, experiment).resume(run_id) if uri else NoTracker().resume(run_id)
+@contextmanager
+def attached(uri: str, experiment: str, run_id: str, *, output: Path) -> Iterator[Run]:
+    """A run that another process began, for a worker.
+
+    Args:
+        output: folder of the results, on storage that the workers share.
+    """
+    tracker = open_tracker(enabled=bool(uri), uri=uri, experiment=experiment, output=output)
+    try:
+        yield tracker.resume(run_id)
+    finally:
+        tracker.close()

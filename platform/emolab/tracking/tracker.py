@@ -67,6 +67,22 @@ class Tracker(ABC):
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
         """Ids of the runs of this experiment that carry a tag, newest first."""
 
+    def settle(self, run_id: str) -> str | None:
+        """Wait until the tracker has everything that was written.
+
+        Returns:
+            The tracker's own id of the run; None where the tracker cannot be reached.
+        """
+        return run_id
+
+    def close(self) -> int:
+        """Write no more.
+
+        Returns:
+            How many records the tracker has not received; they are kept and sent by a later job.
+        """
+        return 0
+
     @abstractmethod
     def instructions(self) -> str:
         """The command with which a person looks at the runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from emolab.checkpoint import CheckpointFolder
 from emolab.cluster import require, user_error, worker_environment
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.tracker import Run
-from emolab.training.data import from_datasets, shared_datasets
+from emolab.training.datasets import from_datasets, shared_datasets
 from emolab.training.loop import NonFiniteLossError, fit, run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
@@ -93,13 +94,6 @@ def _worker(config: dict[str, Any]) -> None:
     )
     torch.manual_seed(settings.training.seed)
     model = settings.model.build(manifest).to(workers.device)
-    run = _tracked_run(config, settings) if workers.rank == 0 else None
-
-    def report(epoch: EpochReport) -> None:
-        if run is not None:
-            run.log_metrics(epoch.metrics(), step=epoch.epoch)
-        ray.train.report({**epoch.metrics(), "finished": epoch.finished})
-
     epochs = fit(
         model,
         prepare_model(model),
@@ -108,13 +102,21 @@ def _worker(config: dict[str, Any]) -> None:
         workers=workers,
         checkpoints=CheckpointFolder(Path(config["folder"]) / "checkpoints"),
     )
-    run_to_end(epochs, report)
+    with _tracked_run(config, settings) if workers.rank == 0 else nullcontext() as run:
+
+        def report(epoch: EpochReport) -> None:
+            if run is not None:
+                run.log_metrics(epoch.metrics(), step=epoch.epoch)
+            ray.train.report({**epoch.metrics(), "finished": epoch.finished})
+
+        run_to_end(epochs, report)
 
 
-def _tracked_run(config: Mapping[str, Any], settings: TrainSettings) -> Run:
-    from emolab.tracking.runs import attach  # MLflow takes a second to import, and one worker alone reports
+def _tracked_run(config: Mapping[str, Any], settings: TrainSettings) -> AbstractContextManager[Run]:
+    from emolab.tracking.runs import attached  # MLflow takes a second to import, and one worker alone reports
 
-    return attach(config["tracker_uri"], settings.tracking.experiment, config["run_id"])
+    output = Path(config["folder"]).parent
+    return attached(config["tracker_uri"], settings.tracking.experiment, config["run_id"], output=output)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edu_emotionnet.batch import IGNORED_LABEL, SessionBatch
+from edu_emotionnet.batch import SessionBatch
+from edu_emotionnet.conventions import IGNORED_LABEL
 from edu_emotionnet.losses import combined_loss
 from emolab.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from emolab.names import UserError

@@ -15,6 +15,7 @@ from emolab.checkpoint import Checkpoint, CheckpointFolder
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import to_yaml
 from emolab.names import UserError, contained
+from emolab.redaction import redact, redacted
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
@@ -73,6 +74,7 @@ def train(
             with connected(cluster):
                 fit_distributed(settings, folder, tracker_uri=tracker.uri, run_id=run.run_id)
             outcome = _newest(folder)
+            run = tracker.resume(run.run_id)  # knows what the workers have recorded
         else:
             outcome = _fit_here(settings, folder, run, report)
     except NonFiniteLossError as error:
@@ -82,6 +84,8 @@ def train(
     except BaseException:
         run.finish("KILLED")
         raise
+    for past in outcome.progress.reports:  # also of epochs that were saved by a process that died before it told them
+        run.log_metrics(EpochReport(**past).metrics(), step=int(past["epoch"] or 0))  # pyright: ignore[reportArgumentType]
     _keep(outcome, folder, settings, manifest, run)
     run.finish()
     return TrainedModel(folder=folder, run_id=run.run_id, manifest=manifest, progress=outcome.progress)
@@ -142,18 +146,19 @@ def _claim(
         known: dict[str, Any] = json.loads(record.read_text())
         if known["identity"] != identity:
             raise UserError(f"{folder} holds a run with another configuration: choose another name")
-        if known["tracker"] == tracker.uri:
+        if known["tracker"] == redact(tracker.uri):
             return tracker.resume(known["run_id"])
     run = tracker.start(
         folder.name,
         parent=parent,
         tags=code_version() | {"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
     )
-    run.log_parameters(flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count})
+    parameters = flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count}
+    run.log_parameters(redacted(parameters))
     run.log_text(to_yaml(settings), "config.yaml")
     run.log_text(manifest.model_dump_json(indent=1), "dataset.json")
     write_atomically(folder / "config.yaml", to_yaml(settings).encode())
-    content = {"identity": identity, "run_id": run.run_id, "tracker": tracker.uri}
+    content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
     write_atomically(record, json.dumps(content, indent=1).encode())
     return run
 

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from emolab.cluster import require, user_error
 from emolab.names import UserError, contained
+from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.fused import FUSABLE
 from emolab.training.recipe import WorkerSettings, fingerprint
@@ -46,10 +47,12 @@ class SearchPlan:
     """Of each trial."""
     final_workers: int
 
+    storage: str | None
+
     @property
-    def database(self) -> Path:
-        """The study's file."""
-        return self.folder / "study.db"
+    def database(self) -> Path | str:
+        """The study's file, or the URL of its database."""
+        return self.storage or self.folder / "study.db"
 
     def describe(self, settings: TuneSettings) -> str:
         """The plan for people."""
@@ -64,7 +67,7 @@ class SearchPlan:
             f"{self.trials} trials of at most {epochs} epochs ({settings.model.name}){budget}, "
             f"{self.concurrency} at a time with {holds} each{fused}, {tuning.sampler} over "
             f"{', '.join(self.space.parameters)}, scheduler {tuning.stopping}{stops}; {last}"
-            f"the best trained with {self.final_workers} worker(s); study {self.database}"
+            f"the best trained with {self.final_workers} worker(s); study {redact(str(self.database))}"
         )
 
 
@@ -109,6 +112,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         fused=_fused(settings, space),
         resources=needs,
         final_workers=final_workers,
+        storage=tuning.storage,
     )
 
 

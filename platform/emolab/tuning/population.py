@@ -103,8 +103,9 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
         curve, schedule = self._curves.setdefault(number, []), self._schedules.setdefault(number, [])
         curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
         drawn = {key: trial.config[key] for key in self._keys}
-        if not schedule or schedule[-1]["parameters"] != drawn:
-            schedule.append({"epoch": epoch, "parameters": drawn})
+        origin = int(trial.config[NUMBER])  # whose line of weights this member goes on; its own until it is overtaken
+        if not schedule or schedule[-1]["parameters"] != drawn or schedule[-1]["descends_from"] != origin:
+            schedule.append({"epoch": epoch, "descends_from": origin, "parameters": drawn})
         self._study.report(number, epoch, float(result[METRIC]))
         self._recorder.epochs(number, curve[-1:])
 
@@ -163,7 +164,7 @@ def run_population(
     ray.tune.Tuner(
         ray.tune.with_resources(PopulationTrial, dict(resources)),
         param_space={
-            BASE: base.model_dump(mode="json"),
+            BASE: base.model_dump(mode="json", exclude={"tracking"}),  # Tune writes it down
             NUMBER: ray.tune.grid_search(list(drawn)),
             **{key: ray.tune.sample_from(_initial(drawn, key)) for key in keys},
         },

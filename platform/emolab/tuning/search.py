@@ -12,6 +12,7 @@ import yaml
 from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError
+from emolab.redaction import redact, redacted
 from emolab.sessions.manifest import Manifest, write_atomically
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
@@ -123,7 +124,7 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
         known = json.loads(record.read_text())
         if known["digest"] != plan.manifest.digest:
             raise UserError(f"the study in {plan.folder} was made on other data: choose another name")
-        if known["tracker"] == tracker.uri:
+        if known["tracker"] == redact(tracker.uri):
             return tracker.resume(known["run_id"])
     run = tracker.start(
         plan.folder.name,
@@ -131,10 +132,9 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     )
     run.log_text(to_yaml(settings), "config.yaml")
     run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
-    run.log_parameters(
-        {f"tuning.{key}": value for key, value in settings.tuning.model_dump(mode="json").items() if key != "trials"}
-    )
-    content = {"run_id": run.run_id, "tracker": tracker.uri, "digest": plan.manifest.digest}
+    tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
+    run.log_parameters(redacted({f"tuning.{key}": value for key, value in tuning.items()}))
+    content = {"run_id": run.run_id, "tracker": redact(tracker.uri), "digest": plan.manifest.digest}
     write_atomically(record, json.dumps(content).encode())
     return run
 

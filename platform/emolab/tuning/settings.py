@@ -45,6 +45,10 @@ class SearchSettings(Settings):
     space: str = Field(
         default="search_spaces/paper.yaml", description="file with the parameters and their distributions"
     )
+    storage: str | None = Field(
+        default=None,
+        description="the study's database, such as postgresql://user@host/studies; null: study.db in its folder",
+    )
     trials: int = Field(default=12, ge=1, description="trials in total; those already in the study count")
     epoch_budget: int | None = Field(
         default=None, ge=1, description="epochs over all trials; once they are spent no trial starts or goes on"

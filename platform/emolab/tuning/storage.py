@@ -58,7 +58,7 @@ class WriteBehindStorage(InMemoryStorage):
                 self._adopt(trial)
             for key, value in self._database.get_study_system_attrs(self._remote).items():
                 super().set_study_system_attr(self._local, key, value)
-        except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError) as error:
+        except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError, ImportError) as error:
             raise UserError(f"the study's database {url} cannot be opened: {_line(error)}") from None
 
     def _adopt(self, trial: FrozenTrial) -> None:

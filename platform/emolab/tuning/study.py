@@ -73,7 +73,7 @@ class Study:
 
     def __init__(
         self,
-        path: Path,
+        database: Path | str,
         name: str,
         *,
         space: SearchSpace,
@@ -81,14 +81,19 @@ class Study:
         sampler: BaseSampler | None = None,
         pruner: BasePruner | None = None,
     ) -> None:
-        """Open or create a study in an SQLite file.
+        """Open or create a study.
+
+        Args:
+            database: an SQLite file, or the URL of a database as SQLAlchemy writes it.
 
         Raises:
-            UserError: the file cannot be opened.
+            UserError: the database cannot be opened.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(database, Path):
+            database.parent.mkdir(parents=True, exist_ok=True)
+            database = f"sqlite:///{database.resolve()}"
         self.name, self.objectives, self._space = name, tuple(objectives), space
-        self.url = f"sqlite:///{path.resolve()}"
+        self.url = database
         directions = [optuna.study.StudyDirection.MAXIMIZE] * len(objectives)
         self._storage = WriteBehindStorage(self.url, name, directions)
         self._study = optuna.load_study(

@@ -129,7 +129,7 @@ def run_with_workers(
     ray.tune.Tuner(
         # The workers reserve their own CPUs; the trial's own process only waits for them.
         ray.tune.with_resources(distributed_trial, {"memory": 64 * 2**20}),
-        param_space={BASE: base.model_dump(mode="json")},
+        param_space={BASE: base.model_dump(mode="json", exclude={"tracking"})},  # Tune writes it down
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             scheduler=StudyScheduler(searcher),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import IGNORED_LABEL
+from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.robustness.corruptions.catalog import RATES, register
 from emolab.robustness.corruptions.observed import FeatureRequest, Observed
 from emolab.robustness.corruptions.runs import last_before, two_runs

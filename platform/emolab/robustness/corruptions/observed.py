@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edu_emotionnet.batch import MODALITIES
+from edu_emotionnet.conventions import MODALITIES
 from emolab.names import UserError
 from emolab.robustness.corruptions.catalog import corruption
 from emolab.robustness.corruptions.streams import Stream, hashed_unit
