@@ -16,7 +16,9 @@ from typing import Any, NoReturn, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emolab.limits import YAML_BYTES, load_yaml, read_bytes
 from emolab.names import UserError, nearest
+from emolab.redaction import masked_key, redact_output, redacted
 
 
 class Settings(BaseModel):
@@ -79,9 +81,15 @@ def parse(
     for name in settings.model_fields:
         if name in options:
             given = options[name]
-            values[name] = yaml.safe_load(given) if isinstance(given, str) else given
+            values[name] = _value(given, f"--{name.replace('_', '-')}") if isinstance(given, str) else given
     for override in options["overrides"]:
         merge(values, _dotted(override))
+    left_out = masked_key(values)
+    if left_out is not None:
+        raise UserError(
+            f"{left_out}: a secret was left out here when this configuration was written; "
+            "give it once more, by environment variable where there is one"
+        )
     resolved = validate(settings, values)
     if options["print_config"]:
         sys.stdout.write(to_yaml(resolved))
@@ -90,7 +98,11 @@ def parse(
 
 
 def run_job(job: Callable[[], None]) -> NoReturn:
-    """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2."""
+    """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2.
+
+    Nothing that the process prints from here on holds a secret.
+    """
+    redact_output()
     try:
         job()
     except UserError as error:
@@ -132,10 +144,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        UserError: missing, unreadable, not YAML, or not a mapping.
+        UserError: missing, unreadable, too large, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_bytes(path, most=YAML_BYTES, what="written by hand").decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -162,7 +174,7 @@ def read_preset(name: str, settings: type[BaseModel]) -> dict[str, Any]:
     if name not in presets():
         raise UserError(f"unknown preset {name!r}{nearest(name, presets())} (presets: {', '.join(presets())})")
     text = resources.files("emolab.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
+    values = load_yaml(text)
     section = getattr(settings, "preset_section", None)
     return values[section] if section else {key: values[key] for key in values if key in settings.model_fields}
 
@@ -184,18 +196,22 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def to_yaml(settings: BaseModel) -> str:
-    """The resolved configuration as YAML that ``--config`` takes back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    """The resolved configuration as YAML that ``--config`` takes back, without the secrets in it."""
+    return yaml.safe_dump(redacted(settings.model_dump(mode="json")), sort_keys=False)
 
 
 def _dotted(override: str) -> dict[str, Any]:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"cannot read {override!r}: overrides are written section.key=value")
+    return nested(key, _value(value, override))
+
+
+def _value(text: str, where: str) -> Any:
     try:
-        return nested(key, yaml.safe_load(value))
+        return load_yaml(text)
     except yaml.YAMLError:
-        raise UserError(f"cannot read the value of {override!r}") from None
+        raise UserError(f"cannot read the value of {where!r}") from None
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -7,11 +7,19 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from emolab.redaction import redact
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+@-]{0,119}")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Jobs print it as one line and exit with status 2."""
+    """A mistake that the user can mend. Jobs print it as one line and exit with status 2.
+
+    The line goes to logs and trackers, and may quote an address: secrets are left out of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 def checked_name(name: str, *, what: str) -> str:

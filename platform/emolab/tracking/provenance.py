@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import emolab
+from emolab.redaction import command_line
 
 
 def code_version() -> dict[str, str]:
@@ -20,7 +19,7 @@ def code_version() -> dict[str, str]:
         "emolab.version": emolab.__version__,
         "emolab.git_commit": commit or "unknown",
         "emolab.git_clean": "unknown" if commit is None else str(not changed).lower(),
-        "emolab.command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "emolab.command": command_line(),
         "emolab.versions": ", ".join(
             f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "pyarrow")
         ),

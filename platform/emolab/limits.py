@@ -1,0 +1,73 @@
+"""How much is read of what others may have written: files are cut off before they fill the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emolab.names import UserError
+
+YAML_BYTES = 2**20
+"""Of a configuration, a search space, a suite or a table of labels."""
+TABLE_BYTES = 256 * 2**20
+"""Of a CSV file or a data set's manifest; a million sessions take about a hundred megabytes."""
+_YAML_VALUES = 100_000
+"""Values of a YAML document after its aliases are written out. Few bytes of aliases of aliases make billions."""
+
+
+def read_bytes(path: Path, *, most: int, what: str) -> bytes:
+    """The content of a file.
+
+    Args:
+        most: bytes.
+        what: what such a file is, for the error.
+
+    Raises:
+        OSError: as the system says it.
+        UserError: the file is larger.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} is larger than {most >> 20} MB: not {what}")
+    return content
+
+
+def load_yaml(text: str) -> Any:
+    """A YAML document as plain values.
+
+    Raises:
+        yaml.YAMLError: not YAML, or one whose values are nested or repeated beyond reason.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _values(root, {}) > _YAML_VALUES:
+            raise yaml.YAMLError(f"more than {_YAML_VALUES} values")
+        return loader.construct_document(root)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a date or a number that is none
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, those of an alias as often as it stands there."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.YAMLError("an alias of what it is part of")
+        return known[id(node)]
+    known[id(node)] = 0
+    below = []
+    if isinstance(node, yaml.MappingNode):
+        below = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    known[id(node)] = 1 + sum(_values(part, known) for part in below)
+    return known[id(node)]
