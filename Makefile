@@ -7,7 +7,7 @@ ARGS ?=
 # One thread per process: on a few cores, several processes with many threads each only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: tune test lint install clean help
+.PHONY: tune test scenarios lint install clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 tune: $(INSTALLED)  ## the main job: prepare, search, train the best with DDP, track, register (ARGS="--preset smoke")
 	$(BIN)/python jobs/tune.py $(ARGS)
 
-test: $(INSTALLED)  ## all tests (ARGS="-k name")
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: $(INSTALLED)  ## the tests, without the slowest faults and scenarios (ARGS="-k name")
+	$(PYTEST) -m "not (slow and (fault or scenario))" $(ARGS)
+
+scenarios: $(INSTALLED)  ## long ways through several jobs, as users take them
+	$(PYTEST) -m scenario $(ARGS)
 
 lint: $(INSTALLED)  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .

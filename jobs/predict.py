@@ -3,6 +3,7 @@
 python jobs/predict.py --model models:/edu-emotionnet@champion --data data/edusim-small
 python jobs/predict.py --model runs/my-run --data data/edusim-small --splits "[train, validation]"
 python jobs/predict.py --model models:/edu-emotionnet/3 --shards recorded/shards --output predicted
+python jobs/predict.py --model models:/edu-emotionnet@champion --manifest new.csv options.visual.weights=resnet18.pth
 """
 
 import sys

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.features.media_files import (
@@ -27,12 +30,15 @@ from emolab.corpora.media import Media
 from emolab.features.text import TextSettings
 from emolab.features.visual import VisualSettings
 from emolab.names import UserError
+from emolab.registry.lookup import kept_model
+from emolab.serving.batch import PredictSettings, predict
+from emolab.serving.models import load as load_kept
 from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import read_manifest
 from emolab.sessions.preparation import PrepareSettings
-from emolab.training.loop import run_to_end
+from emolab.tracking.tracker import NoTracker
 from emolab.training.recipe import TrainSettings
-from emolab.training.train import epochs_in_process
+from emolab.training.train import train
 
 SPEECH = "sense_and_sensibility_01_austen_64kb-0870"
 
@@ -205,7 +211,7 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_rendered_recordings_become_shards_and_train_an_epoch(ray_cluster: None, tmp_path: Path) -> None:
+def test_rendered_recordings_become_shards_train_an_epoch_and_are_predicted(ray_cluster: None, tmp_path: Path) -> None:
     folder, output = tmp_path / "recordings", tmp_path / "data"
     folder.mkdir()
     render_sessions(folder, sessions=6, speakers=3, seconds=4.0)
@@ -234,7 +240,7 @@ def test_rendered_recordings_become_shards_and_train_an_epoch(ray_cluster: None,
                     stored.features["audio"], by_torchaudio(folder / f"{session_id}.wav"), atol=1e-5
                 )
 
-    train = TrainSettings.model_validate(
+    settings_of_training = TrainSettings.model_validate(
         {
             "data": str(output),
             "output": str(tmp_path / "runs"),
@@ -242,9 +248,46 @@ def test_rendered_recordings_become_shards_and_train_an_epoch(ray_cluster: None,
             "training": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "decay_epochs": []},
         }
     )
-    outcome = run_to_end(epochs_in_process(train), lambda _: None)
+    outcome = train(settings_of_training, tracker=NoTracker())
     assert outcome.progress.epoch == 1
     assert np.isfinite(outcome.progress.reports[0]["train_loss"])
+    recordings_are_predicted_as_the_data_set(folder, output, outcome.folder, tmp_path)
+
+
+def recordings_are_predicted_as_the_data_set(folder: Path, data: Path, run: Path, tmp_path: Path) -> None:
+    """The same files once more, without labels and in another order: what comes out is what the data set gives."""
+    lines = (folder / "sessions.csv").read_text().splitlines()
+    unlabelled = [",".join(line.split(",")[:-1]) for line in lines]
+    assert lines[0].endswith(",labels")
+    write_rows(folder / "new.csv", unlabelled[0], *reversed(unlabelled[1:]), "broken,x,broken.mp4,,")
+    (folder / "broken.mp4").write_bytes(b"no film")
+    options = {"visual": {"weights": str(folder / "resnet18.safetensors"), "frames_per_second": 2}}
+    values: dict[str, Any] = {
+        "model": str(run),
+        "manifest": str(folder / "new.csv"),
+        "output": str(tmp_path / "predicted"),
+        "options": options | {"text": {"model": str(bert_folder())}},
+        "max_refused": 0.2,
+    }
+    with pytest.raises(UserError, match=r"visual features: the model was trained with .*frames_per_second"):
+        wrong = {"visual": options["visual"] | {"frames_per_second": 1}, "text": values["options"]["text"]}
+        predict(PredictSettings.model_validate(values | {"options": wrong}), dry_run=True, report=lambda _: None)
+    told: list[str] = []
+    result = predict(PredictSettings.model_validate(values), dry_run=False, report=told.append)
+    assert any("6 of 7 recordings" in line for line in told)
+    rows = pa.concat_tables(pq.read_table(path) for path in result.glob("*.parquet"))
+    loaded, made = load_kept(kept_model(run / "model")), read_manifest(data)
+    for split in ("train", "validation"):
+        store = load_split(data, made, split)
+        for index, session_id in enumerate(store.session_ids):
+            with torch.no_grad():
+                said = loaded.model(store.batch([index])).log_probabilities[0].exp().numpy()
+            mine = rows.filter(pc.equal(rows["session_id"], session_id))
+            columns = [mine[f"probability.{name}"].to_numpy() for name in made.classes]
+            np.testing.assert_allclose(np.stack(columns, axis=1), said, atol=1e-5)
+    again: list[str] = []
+    assert predict(PredictSettings.model_validate(values), dry_run=False, report=again.append) == result
+    assert "1 shards, 1 done" in again[0]
 
 
 def by_torchaudio(path: Path) -> np.ndarray:

@@ -318,6 +318,7 @@ print(json.dumps({"steps": steps, "grown": peak() - before}))
 """
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 def test_two_hours_take_no_more_memory_than_two_minutes(tmp_path: Path) -> None:
     """Two hours of sound are 460 MB as one array, and their pictures at one a second over 1 GB."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.jobs.test_jobs import run
+from tests.jobs.test_jobs import run, run_here
 from tests.registry.promotion_lab import gates_file
 from tests.training.test_loop import settings_for
 
@@ -46,6 +46,8 @@ def place(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(folder, toy_data, gates, tracker)
 
 
+@pytest.mark.slow
+@pytest.mark.scenario
 def test_the_way_of_a_first_model_from_refused_to_promoted(place: Place) -> None:
     refused = run("promote", "--gates", place.gates.name, cwd=place.folder)
     assert refused.returncode == 1, refused.stderr
@@ -77,14 +79,20 @@ def test_the_way_of_a_first_model_from_refused_to_promoted(place: Place) -> None
         (["--reason", "none"], ["--reason belongs to --rollback"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_two(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_status_two(
+    arguments: list[str],
+    parts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     values = yaml.safe_load(gates_file(tmp_path).read_text())
     values["floors"]["macro_f2"] = 0.1
     (tmp_path / "gates.yaml").unlink()
     (tmp_path / "typo.yaml").write_text(yaml.safe_dump(values))
-    result = run("promote", *arguments, cwd=tmp_path)
-    assert result.returncode == 2, result.stdout
-    (line,) = [line for line in result.stderr.splitlines() if line.strip()]
+    result = run_here("promote", *arguments, cwd=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    assert result.status == 2, result.output
+    (line,) = [line for line in result.errors.splitlines() if line.strip()]
     assert line.startswith("error: ")
     for part in parts:
         assert part in line

@@ -120,6 +120,7 @@ def test_a_submitted_job_runs_in_the_repository_of_the_head(head: str, repositor
     assert list(repository.glob("runs/search-*/report.html"))
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
 def test_uploaded_code_runs_where_only_the_dependencies_are_installed(head: str, repository: Path) -> None:

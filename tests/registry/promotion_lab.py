@@ -138,7 +138,7 @@ def sweep(model: str, data: Path, output: Path, tracker: MLflowTracker) -> None:
     """A real sweep by the job's own function."""
     suite = output / "promotion-suite.yaml"
     suite.write_text(yaml.safe_dump(SUITE))
-    values = {"model": model, "suite": str(suite), "data": str(data), "output": str(output)}
+    values = {"model": model, "suite": str(suite), "data": str(data), "output": str(output), "actors": 1}
     results = robustness(RobustnessSettings.model_validate(values), dry_run=False, report=lambda _: None)
     assert results is not None
     tracker.resume(results.run_id).set_tags({"emolab.git_clean": "true"})

@@ -344,6 +344,8 @@ def child(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(lab: Lab, tmp_path: Path) -> None:
     lab.crown("first")
     gates = gates_file(tmp_path, missing_modalities=HARMLESS, against_champion={"margin": 1.0})
@@ -412,6 +414,8 @@ move(MlflowClient(uri, uri), Move(name=name, run_id="killed", expected=expected,
 """
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("deadly", "after"), [("champion", ("first", None)), ("previous_champion", ("better", "first"))]
 )

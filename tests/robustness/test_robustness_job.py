@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tests.jobs.test_jobs import run
+from tests.jobs.test_jobs import run_here
 from tests.training.test_loop import settings_for
 
 from emolab.locks import holding
@@ -65,7 +65,7 @@ def write_suite(folder: Path, suite: dict[str, Any] = SUITE) -> str:
 
 
 def job_settings(data: Path, output: Path, suite: str, *models: str, **options: Any) -> RobustnessSettings:
-    values = {"model": models, "suite": suite, "data": str(data), "output": str(output)}
+    values = {"model": models, "suite": suite, "data": str(data), "output": str(output), "actors": 1}
     return RobustnessSettings.model_validate(values | options)
 
 
@@ -382,7 +382,6 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -391,11 +390,17 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_two(
-    toy_data: Path, tmp_path: Path, arguments: Sequence[str], part: str
+    toy_data: Path,
+    tmp_path: Path,
+    arguments: Sequence[str],
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    result = run("robustness", "--data", str(toy_data), "--model", "nowhere", *arguments, cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
-    (line,) = result.stderr.splitlines()
+    given = ("--data", str(toy_data), "--model", "nowhere", *arguments)
+    result = run_here("robustness", *given, cwd=tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    assert result.status == 2, result.errors
+    (line,) = result.errors.splitlines()
     assert line.startswith("error: ")
     assert part in line
     assert not list(tmp_path.iterdir())

@@ -144,6 +144,8 @@ def test_a_sweep_counts_what_one_plain_evaluation_counts(unbroken: Path, plan: S
         assert len({counts.tobytes() for counts in tally.confusion}) > len(cells) / 2
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 def test_two_actors_one_of_which_is_lost_write_the_same_bytes(unbroken: Path, plan: SweepPlan, tmp_path: Path) -> None:
     lines: list[str] = []
 
@@ -179,6 +181,8 @@ with connected(ClusterSettings(address=address)):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 def test_a_killed_sweep_goes_on_where_it_was_and_damaged_units_are_done_again(
     unbroken: Path, plan: SweepPlan, toy_data: Path, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def predicted(world: World, ray_cluster: None) -> Path:
 
 
 def settings(world: World, **options: object) -> PredictSettings:
-    given = {"model": world.uri, "data": str(world.data), "output": str(world.runs)} | options
+    given = {"model": world.uri, "data": str(world.data), "output": str(world.runs), "actors": 1} | options
     return PredictSettings.model_validate(given)
 
 

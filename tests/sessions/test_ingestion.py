@@ -208,6 +208,8 @@ with connected(ClusterSettings(address="local", cpus=2)):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 def test_a_killed_job_goes_on_and_ends_with_the_bytes_of_an_unbroken_one(ray_cluster: None, tmp_path: Path) -> None:
     media, output = write_recordings(tmp_path / "media", 30), tmp_path / "data"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": os.environ["RAY_TMPDIR"]}

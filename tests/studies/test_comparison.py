@@ -298,6 +298,7 @@ def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     one_line(error, "choose another name")
 
 
+@pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
 def test_every_model_gets_the_same_search_and_its_cells_the_best_of_it(
@@ -346,6 +347,7 @@ class WithoutValidation(ToyCorpus):
         return [replace(reference, published_split=split(reference)) for reference in super().references()]
 
 
+@pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_data_set_without_validation_is_compared_at_fixed_epochs(

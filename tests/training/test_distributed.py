@@ -50,6 +50,7 @@ def test_more_workers_than_the_cluster_has_cpus_is_refused_at_once(
     assert not (tmp_path / "many").exists()
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_non_finite_loss_is_reported_by_all_workers_as_by_one(

@@ -32,6 +32,7 @@ from emolab.configuration import Settings
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import kept_model
+from emolab.serving.media import recorded_corpus, write_recordings
 from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
 from emolab.sessions.loading import Block, SessionStore, ordered_batches
 from emolab.sessions.manifest import FILE_NAME, read_manifest
@@ -50,6 +51,13 @@ class PredictSettings(Settings):
         default=("validation",), min_length=1, description="of data; the test split is opened by jobs/compare.py alone"
     )
     shards: str | None = Field(default=None, description="instead of data: a folder of session shards (Parquet)")
+    manifest: str | None = Field(
+        default=None, description="instead of data: a table of recordings, as prepare takes it"
+    )
+    options: dict[str, Any] = Field(default={}, description="of the recordings' extractors, as options.key=value")
+    shard_sessions: int = Field(default=64, ge=1, description="recordings per file")
+    max_refused: float = Field(default=0.1, ge=0.0, le=1.0, description="largest share of recordings set aside")
+    stall_seconds: float = Field(default=3600.0, gt=0.0, description="longest time without any finished recording")
     output: str = Field(default="runs", description="folder of the results, and of the embedded tracker")
     name: str | None = Field(default=None, description="of the result's folder; null: derived from model and shards")
     actors: int | None = Field(default=None, ge=1, description="predicting processes; null: one per CPU")
@@ -58,8 +66,10 @@ class PredictSettings(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> PredictSettings:
-        if (self.data is None) == (self.shards is None):
-            raise ValueError("give either --data (a data set) or --shards (a folder of session shards)")
+        if sum(source is not None for source in (self.data, self.shards, self.manifest)) != 1:
+            raise ValueError(
+                "give one of --data (a data set), --shards (a folder of session shards), --manifest (recordings)"
+            )
         return self
 
 
@@ -94,7 +104,28 @@ def predict(settings: PredictSettings, *, dry_run: bool, report: Callable[[str],
         UserError: anything the user can mend, before any computation where it can be known.
     """
     kept = find_model(settings.model, output=Path(settings.output), tracking=settings.tracking)
-    units = _plan(settings, load(kept))
+    loaded = load(kept)
+    if settings.manifest is not None:
+        corpus = recorded_corpus(settings.manifest, settings.options, loaded)
+        if dry_run:
+            report(f"{kept.name} ({kept.digest[:16]}): {len(corpus.references())} recordings in {settings.manifest}")
+            return Path(settings.output)
+        with connected(settings.cluster):
+            shards = write_recordings(
+                corpus,
+                Path(settings.output),
+                loaded,
+                shard_sessions=settings.shard_sessions,
+                max_refused=settings.max_refused,
+                stall_seconds=settings.stall_seconds,
+                report=report,
+            )
+            return _predict(settings.model_copy(update={"shards": str(shards)}), loaded, dry_run=False, report=report)
+    return _predict(settings, loaded, dry_run=dry_run, report=report)
+
+
+def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, report: Callable[[str], None]) -> Path:
+    kept, units = loaded.kept, _plan(settings, loaded)
     folder = units[0].file.parent
     missing = [unit for unit in units if not unit.done()]
     report(f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, into {folder}")

@@ -144,7 +144,7 @@ def prepare(
         finished, unread = ingest(corpus, sound, work, stall_seconds=stall_seconds, report=report)
         refused += unread
         write_quarantine(refused, output)
-        _check_refused(refused, len(references), max_refused, output)
+        check_refused(refused, len(references), max_refused, output)
         chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
         load = _WorkLoader(work, finished, protocol)
         manifest = _write(corpus, load, output, chosen, shard_sessions, seed, protocol, report)
@@ -248,7 +248,12 @@ def _all_facts(chosen: _Selection, written: Sequence[Any]) -> list[SessionFacts]
     return [facts for shard in written for facts in shard.facts]
 
 
-def _check_refused(refused: Sequence[Refusal], total: int, max_refused: float, output: Path) -> None:
+def check_refused(refused: Sequence[Refusal], total: int, max_refused: float, output: Path) -> None:
+    """Raise where more than the allowed share of the sessions was set aside.
+
+    Raises:
+        UserError: says how many, the first reason, and where all of them are.
+    """
     if len(refused) > max_refused * total:
         raise UserError(
             f"{len(refused)} of {total} sessions cannot be used, more than max_refused={max_refused:g} allows "
