@@ -17,6 +17,7 @@ def main() -> None:
     settings, dry_run = parse(PreparationSettings, sys.argv[1:], description=__doc__ or "")
     if dry_run:
         corpus = settings.build()
+        corpus.provenance()  # weights that are missing are told now
         print(f"would write {len(corpus.references())} sessions of {corpus.name} to {settings.output}")
         return
     print(describe(prepare_and_report(settings, report=lambda line: print(line, flush=True))))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from emolab.reports.page import Section, TableData
+from emolab.reports.page import Section, TableData, shown
 
 
 def to_markdown(title: str, lines: Sequence[str], sections: Sequence[Section]) -> bytes:
@@ -22,14 +22,13 @@ def to_markdown(title: str, lines: Sequence[str], sections: Sequence[Section]) -
 
 def _table(table: TableData) -> str:
     rows = [table.columns, ["---"] * len(table.columns)]
-    shown = [[column if index == 1 else _cell(column) for column in row] for index, row in enumerate(rows)]
-    shown += [[_cell(value) for value in row] for row in table.rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in shown)
+    cells = [[column if index == 1 else _cell(column) for column in row] for index, row in enumerate(rows)]
+    cells += [[_cell(value) for value in row] for row in table.rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def _cell(value: Any) -> str:
-    shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return _escaped(shown.replace("\n", " "))
+    return _escaped(shown(value).replace("\n", " "))
 
 
 def _escaped(text: str) -> str:

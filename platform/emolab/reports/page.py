@@ -124,8 +124,14 @@ def _head(column: str, values: Sequence[Any]) -> str:
     return f"<th{words}>{html.escape(column)}</th>"
 
 
+def shown(value: Any) -> str:
+    """A value of a table as people read it: four digits, and no exponent where all digits before the point fit."""
+    if isinstance(value, float):
+        return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
 def _cell(value: Any) -> str:
-    shown = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     key = value.mean if isinstance(value, Measured) else value
     style = f' class="{value.style}"' if isinstance(value, Styled) else ""
-    return f'<td{style} data-value="{html.escape(str(key))}">{html.escape(shown)}</td>'
+    return f'<td{style} data-value="{html.escape(str(key))}">{html.escape(shown(value))}</td>'

@@ -7,7 +7,7 @@ import io
 import re
 from typing import Any
 
-from emolab.reports.page import Measured, TableData
+from emolab.reports.page import Measured, TableData, shown
 
 
 def to_csv(table: TableData) -> bytes:
@@ -50,7 +50,7 @@ def _latex(value: Any) -> str:
         return "--"
     if isinstance(value, Measured):
         return "$" + str(value).replace("±", r"\pm") + "$"
-    return f"${value:.4g}$" if isinstance(value, float) else _escaped(str(value))
+    return f"${shown(value)}$" if isinstance(value, float) else _escaped(str(value))
 
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
