@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -111,8 +114,37 @@ def joins_cluster() -> bool:
 
 
 def _start_local(settings: ClusterSettings) -> Any:
-    # Loopback only, and no token: nobody but this machine's users can reach it.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    return ray.init(
-        address="local", num_cpus=settings.cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET
-    )
+    """A Ray that nobody reaches from outside this machine, and on it nobody without its token."""
+    # Where nothing else is said, Ray asks for a token, and would write one that it has to make into this file.
+    if not (_TOKEN_PLACES & os.environ.keys() or _TOKEN_FILE.expanduser().exists()):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this process and those it starts
+    with _on_loopback():
+        return ray.init(
+            address="local", num_cpus=settings.cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET
+        )
+
+
+_TOKEN_PLACES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+_TOKEN_FILE = Path("~/.ray/auth_token")
+_NODE_HAS_AN_ADDRESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray that is started in this block listens on 127.0.0.1 alone.
+
+    Ray listens on every interface unless it takes its node for one that no other can reach, as it does on macOS and
+    Windows; ``dashboard_host`` is about the dashboard only, and ``_node_ip_address="127.0.0.1"`` is replaced by
+    another address of the machine.
+    """
+    constants: Any = importlib.import_module("ray._private.ray_constants")  # holds what the variable was at first
+    before = constants.ENABLE_RAY_CLUSTER, os.environ.get(_NODE_HAS_AN_ADDRESS)
+    constants.ENABLE_RAY_CLUSTER, os.environ[_NODE_HAS_AN_ADDRESS] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            del os.environ[_NODE_HAS_AN_ADDRESS]
+        else:
+            os.environ[_NODE_HAS_AN_ADDRESS] = before[1]

@@ -18,6 +18,7 @@ from rich.table import Table
 from emolab.cluster import connected, joins_cluster
 from emolab.configuration import read_preset, run_job, validate
 from emolab.names import UserError
+from emolab.redaction import redact
 from emolab.sessions.manifest import FILE_NAME, read_manifest
 from emolab.sessions.shards import describe, verify
 from emolab.tracking.runs import open_tracker
@@ -125,7 +126,7 @@ def _disk(settings: TuneSettings) -> Finding:
 
 def _tracker(settings: TuneSettings) -> Finding:
     tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
-    return Finding(topic="tracker", good=True, detail=tracker.uri)
+    return Finding(topic="tracker", good=True, detail=redact(tracker.uri))
 
 
 def _data(settings: TuneSettings) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def read_bytes(path: Path, *, most: int, what: str) -> bytes:
         UserError: the file is larger.
     """
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        too_large = os.fstat(file.fileno()).st_size > most
+        content = b"" if too_large else file.read(most + 1)  # a pipe does not say how much is to come
+    if too_large or len(content) > most:
         raise UserError(f"{path} is larger than {most >> 20} MB: not {what}")
     return content
 

@@ -21,8 +21,8 @@ _SHORTEST = 8
 """Shorter values of the environment are not looked for in texts: they would be found in ordinary words."""
 
 _ANYWHERE = r"[\w.-]*?(?:password|passwd|passphrase|secret)"
-_AS_A_WORD = r"(?:[\w.-]*?(?<![a-z]))?(?:pwd|token|credentials?|(?:api|access|private|account|signing)[_-]?key)"
-_NAME = rf"(?:{_ANYWHERE}|{_AS_A_WORD}|[\w.-]*?[_-]key)"
+_AS_A_WORD = r"(?:[\w.-]*?(?<![a-z]))?(?:token|credentials?|(?:api|access|private|account|signing)[_-]?key)"
+_NAME = rf"(?:{_ANYWHERE}|{_AS_A_WORD}|[\w.-]*?[_-](?:key|pwd))"
 """``api_key``, ``RAY_AUTH_TOKEN``, ``storage.password``, ``PGPASSWORD``; neither ``max_tokens`` nor ``monkey``."""
 _SECRET_NAME = re.compile(_NAME)
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -118,5 +118,13 @@ def _secrets_of_the_environment() -> Iterator[str]:
         found = _PASSWORD.search(value)
         if found is not None:
             yield from (each for each in {found["password"], unquote(found["password"])} if len(each) >= _SHORTEST)
-        elif len(value) >= _SHORTEST and is_secret_name(name):
+        elif len(value) >= _SHORTEST and is_secret_name(name) and not _is_path(value):
             yield value
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names a file, such as one with a key in it: a path is no secret."""
+    try:
+        return Path(text).is_absolute() and Path(text).exists()
+    except (OSError, ValueError):
+        return False

@@ -89,6 +89,7 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         assert key in text
 
 
+@pytest.mark.fault
 @given(st.text(max_size=40))
 def test_a_name_never_leaves_its_folder(name: str) -> None:
     root = Path("runs")
@@ -100,12 +101,14 @@ def test_a_name_never_leaves_its_folder(name: str) -> None:
     assert path.name not in ("", ".", "..")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "", ".", "..", "a/b", "a\\b", "a\nb", "x" * 121, "~root"])
 def test_dangerous_names_are_refused(name: str) -> None:
     with pytest.raises(UserError):
         checked_name(name, what="run name")
 
 
+@pytest.mark.fault
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "link").symlink_to("/etc")

@@ -1,0 +1,111 @@
+"""Files that others wrote are refused before they fill the memory or the stack, in one line that names them."""
+
+import os
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.corpora.test_labels import Dialogues
+
+from emolab.configuration import parse, read_yaml
+from emolab.corpora.media import Media
+from emolab.features.annotations import read_spans
+from emolab.features.transcripts import read_words
+from emolab.limits import TABLE_BYTES, YAML_BYTES, load_yaml, read_bytes
+from emolab.names import UserError
+from emolab.robustness.suites import load_suite
+from emolab.sessions.manifest import read_manifest
+from emolab.training.recipe import TrainSettings
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in pairwise("abcdefghi")
+)
+"""Nine lines that stand for a billion values."""
+BOMBS = {
+    "aliases of aliases": LAUGHS,
+    "merged keys": "a: &a {k: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [{', '.join(['*a'] * 1000)}]}}\n" for i in range(40)),
+    "depth": "[" * 600,
+    "depth of mappings": "{a: " * 600,
+    "an alias of itself": "a: &a [*a]\n",
+    "no date": "a: 2024-99-99\n",
+    "no number": "a: " + "9" * 5000 + "\n",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_yaml_bomb_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "bomb.yaml"
+    file.write_text(BOMBS[name])
+    started = time.monotonic()
+    for reader in (read_yaml, load_suite):
+        with pytest.raises(UserError, match=r"bomb\.yaml") as error:
+            reader(file)
+        assert "\n" not in str(error.value)
+    assert time.monotonic() - started < 10
+
+
+def test_aliases_in_reason_are_read() -> None:
+    assert load_yaml("a: &a [1, 2]\nb: *a\nc: {<<: {d: *a}}\n") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+    assert load_yaml("") is None
+
+
+@given(st.text(max_size=60))
+def test_whatever_a_text_holds_it_is_read_as_pyyaml_would_or_refused(text: str) -> None:
+    try:
+        expected = yaml.safe_load(text)
+    except Exception:
+        with pytest.raises(yaml.YAMLError):
+            load_yaml(text)
+    else:
+        assert repr(load_yaml(text)) == repr(expected)
+
+
+@pytest.mark.parametrize("override", ["name=2024-99-99", "training.epochs=" + "9" * 5000, "name=" + "[" * 600])
+def test_an_override_cannot_break_the_parser(override: str) -> None:
+    with pytest.raises(UserError, match="cannot read the value"):
+        parse(TrainSettings, [override], description="")
+
+
+def a_list_of_sessions(path: Path) -> object:
+    return Media(manifest=str(path)).recordings()
+
+
+def a_table_of_labels(path: Path) -> object:
+    return Dialogues(label_table=str(path)).table
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_", "reader"),
+    [
+        ("dataset.json", TABLE_BYTES, lambda path: read_manifest(path.parent)),
+        ("sessions.csv", TABLE_BYTES, a_list_of_sessions),
+        ("labels.csv", TABLE_BYTES, a_table_of_labels),
+        ("labels.yaml", YAML_BYTES, a_table_of_labels),
+        ("space.yaml", YAML_BYTES, read_yaml),
+        ("suite.yaml", YAML_BYTES, load_suite),
+        ("spans.csv", 64 * 2**20, read_spans),
+        ("words.json", 64 * 2**20, read_words),
+        ("words.vtt", 64 * 2**20, read_words),
+    ],
+)
+def test_a_file_larger_than_its_kind_is_refused(
+    name: str, bytes_: int, reader: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.touch()
+    os.truncate(path, bytes_ + 1)  # takes no room on the disk
+    with pytest.raises(UserError, match=f"larger than {bytes_ >> 20} MB") as error:
+        reader(path)
+    assert name in str(error.value)
+
+
+def test_a_pipe_that_never_ends_is_cut_off(tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    endless.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="larger than 1 MB"):
+        read_bytes(endless, most=YAML_BYTES, what="a configuration")
