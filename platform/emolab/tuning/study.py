@@ -232,8 +232,11 @@ class Study:
     def importances(self) -> dict[str, float]:
         """Parameter -> share of the variation it explains; empty where there are too few trials to tell."""
         try:
-            return optuna.importance.get_param_importances(self._study)
-        except (ValueError, RuntimeError, ZeroDivisionError):
+            with warnings.catch_warnings():
+                # Optuna warns that there are too few, and then says that all are alike.
+                warnings.filterwarnings("error", message="The number of trials is too small")
+                return optuna.importance.get_param_importances(self._study)
+        except (ValueError, RuntimeError, ZeroDivisionError, UserWarning):
             return {}
 
     def history(self) -> Sequence[FrozenTrial]:
