@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from emolab.names import UserError, checked_name
+from emolab.redaction import redact, redacted
 from emolab.tracking.delivery import Delivery
 from emolab.tracking.outbox import LOCAL, Outbox, addressees, adopted, new_local_id, now_milliseconds
 from emolab.tracking.runs import MLflowTracker, RunRecord
@@ -51,11 +52,12 @@ class BufferedRun(Run):
             self._delivery.wake()
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        self._outbox.add(self.run_id, "parameters", {name: str(value)[:6000] for name, value in parameters.items()})
+        values = {name: redact(str(value))[:6000] for name, value in redacted(dict(parameters)).items()}
+        self._outbox.add(self.run_id, "parameters", values)
         self._delivery.wake()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._outbox.add(self.run_id, "tags", dict(tags))
+        self._outbox.add(self.run_id, "tags", redacted(dict(tags)))
         self._delivery.wake()
 
     def log_file(self, path: Path, *, folder: str | None = None) -> None:
@@ -63,7 +65,7 @@ class BufferedRun(Run):
         self._delivery.wake()
 
     def log_text(self, text: str, name: str) -> None:
-        self._outbox.add_text(self.run_id, text, name)
+        self._outbox.add_text(self.run_id, redact(text), name)
         self._delivery.wake()
 
     def finish(self, status: Status = "FINISHED") -> None:

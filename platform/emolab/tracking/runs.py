@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from emolab.names import UserError, checked_name
+from emolab.redaction import redact, redacted
 from emolab.tracking.sending import PARENT_TAG, experiment_id, is_refusal
 from emolab.tracking.tracker import NoTracker, Run, Status, Tracker
 
@@ -38,12 +39,13 @@ class MLflowRun(Run):
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         known = self._client.get_run(self.run_id).data.params
-        new = [Param(name, str(value)[:6000]) for name, value in parameters.items() if name not in known]
+        given = redacted(dict(parameters))
+        new = [Param(name, redact(str(value))[:6000]) for name, value in given.items() if name not in known]
         for start in range(0, len(new), _BATCH):
             self._client.log_batch(self.run_id, params=new[start : start + _BATCH])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in redacted(dict(tags)).items()])
 
     def log_file(self, path: Path, *, folder: str | None = None) -> None:
         if path.is_dir():
@@ -52,7 +54,7 @@ class MLflowRun(Run):
             self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_text(self, text: str, name: str) -> None:
-        self._client.log_text(self.run_id, text, name)
+        self._client.log_text(self.run_id, redact(text), name)
 
     def finish(self, status: Status = "FINISHED") -> None:
         self._client.set_terminated(self.run_id, status)
@@ -162,7 +164,7 @@ class MLflowTracker(Tracker):
                 raise UserError(f"run {run_id} in the tracker {self.uri} has no file {name}") from None
 
     def instructions(self) -> str:
-        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.uri}"
+        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {redact(self.uri)}"
 
 
 def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> Tracker:
