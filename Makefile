@@ -7,7 +7,7 @@ ARGS ?=
 # One thread per process: on a few cores, several processes with many threads each only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: tune test scenarios lint install clean help
+.PHONY: tune test faults scenarios lint install clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 
 test: $(INSTALLED)  ## the tests, without the slowest faults and scenarios (ARGS="-k name")
 	$(PYTEST) -m "not (slow and (fault or scenario))" $(ARGS)
+
+faults: $(INSTALLED)  ## every fault, injected into real parts; what was tried goes to runs/faults.json and runs/faults.md
+	$(PYTEST) -p tests.faults.report -m fault $(ARGS)
 
 scenarios: $(INSTALLED)  ## long ways through several jobs, as users take them
 	$(PYTEST) -m scenario $(ARGS)

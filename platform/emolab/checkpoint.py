@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,27 @@ def load(folder: Path) -> Checkpoint:
         raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
 
 
-class CheckpointFolder:
-    """The checkpoints of one run, one folder an epoch; the newest two are kept."""
+class Checkpoints(ABC):
+    """The checkpoints of one run, one an epoch, wherever they are kept."""
 
     KEEP = 2
+    """How many of the newest ones stay."""
+
+    @abstractmethod
+    def save(self, epoch: int, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, whole or not at all, and delete those that are too old.
+
+        Raises:
+            UserError: it cannot be written; what was there before is untouched.
+        """
+
+    @abstractmethod
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose digests match; damaged ones are skipped with a warning."""
+
+
+class CheckpointFolder(Checkpoints):
+    """In a folder, one folder an epoch."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -105,7 +123,6 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose digests match; damaged ones are skipped with a warning."""
         for folder in reversed(self._folders()):
             try:
                 return load(folder)

@@ -244,9 +244,9 @@ def test_another_model_is_another_data_set_and_another_folder_is_not(tmp_path: P
 def test_noise_changes_its_own_modality_and_is_drawn_by_session_name_severity_and_seed(
     tmp_path: Path, models: dict[str, Any], signal: str, name: str, modality: str
 ) -> None:
-    path = write_video(tmp_path / "a.mp4", lambda at: plain(int(60 * at)), 3.0, samples=tone(3.0, rate=48_000))
+    path = write_video(tmp_path / "a.mp4", lambda at: plain(int(60 * at)), 1.5, samples=tone(1.5, rate=48_000))
     clip = (Clip(path=path),)
-    words = tuple(Word(0.1 * n, 0.1 * n + 0.1, f"word{n}") for n in range(30))
+    words = tuple(Word(0.1 * n, 0.1 * n + 0.1, f"word{n}") for n in range(15))
     recording = Recording(session_id="s", speaker_id="p", video=clip, audio=clip, words=words)
 
     def loaded(recording: Recording = recording, **noise: Any) -> Session:

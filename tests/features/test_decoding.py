@@ -126,6 +126,7 @@ def matroska(path: Path) -> Path:
     return write_video(path, lambda _: plain(90), 6.0, samples=tone(6.0, rate=48_000))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("name", "write"),
     [("a.mp4", faststart), ("a.mkv", matroska), ("a.wav", lambda path: write_wave(path, tone(6.0)))],
@@ -200,6 +201,7 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+@pytest.mark.fault
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_a_refusal_or_harmless_never_a_crash(

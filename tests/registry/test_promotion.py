@@ -366,6 +366,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(lab: Lab, tmp_
     assert lab.aliases() == (winner, "first")
 
 
+@pytest.mark.fault
 def test_moves_at_once_without_any_lock_never_have_two_winners(lab: Lab) -> None:
     client, won = lab.tracker.client, []
     for attempt_number in range(6):
@@ -435,6 +436,7 @@ def test_a_killed_move_is_settled_by_the_next_command(
         assert not standing(lab.tracker.client, NAME).claims
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("where", ["before the move", "between the aliases", "after the move"])
 def test_a_promotion_that_breaks_half_way_leaves_the_aliases_as_they_were(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

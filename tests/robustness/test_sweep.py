@@ -281,6 +281,7 @@ def test_a_record_reads_as_it_was_written(cells: list[Cell], tmp_path: Path, wei
         read_tally(tmp_path / "missing.parquet", cells, sessions=3)
 
 
+@pytest.mark.fault
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), cut=st.booleans())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_damaged_record_is_refused_or_harmless(

@@ -89,6 +89,7 @@ def story(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     return Story(folder, error.value, first, first_reads, manifest, lines)
 
 
+@pytest.mark.fault
 def test_bad_sessions_are_set_aside_with_their_reasons(story: Story) -> None:
     assert set(story.first) == {f"s{index:03d}" for index in BAD}
     parts = {3: "s003 is truncated", 7: "KeyError", 11: "died twice", 12: "MemoryError", 15: "not finite at step 2"}
@@ -103,12 +104,14 @@ def test_too_many_of_them_end_the_job_in_one_line(story: Story) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.fault
 def test_a_crash_costs_its_neighbours_at_most_one_more_reading(story: Story) -> None:
     assert story.first_reads["s011"] == 2
     assert all(count <= 2 for count in story.first_reads.values())
     assert sum(story.first_reads.values()) <= 40 + 4
 
 
+@pytest.mark.fault
 def test_running_again_reads_only_what_is_unfinished_damaged_or_replaced(story: Story) -> None:
     assert set(reads(story.folder)) == {*(f"s{index:03d}" for index in BAD), "s020", "s021", "s022"}
 
@@ -148,6 +151,7 @@ def test_unfinished_work_of_other_options_is_refused(tmp_path: Path, one_line: O
     one_line(error, ".unfinished", "another corpus, options or extractors")
 
 
+@pytest.mark.fault
 def test_a_stage_that_cannot_start_ends_the_job_at_once(ray_cluster: None, tmp_path: Path, one_line: OneLine) -> None:
     corpus = StagedCorpus(source=str(write_recordings(tmp_path / "media", 10)), starts=False)
     with pytest.raises(UserError) as error:

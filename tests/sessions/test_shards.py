@@ -131,6 +131,7 @@ def test_preparing_again_keeps_what_is_there_and_refuses_another_data_set(
     one_line(error, "another data set", str(folder))
 
 
+@pytest.mark.fault
 def test_an_interrupted_preparation_is_finished_with_the_same_bytes(make_dataset: Make) -> None:
     folder, manifest = make_dataset()
     (folder / "dataset.json").unlink()
@@ -138,6 +139,7 @@ def test_an_interrupted_preparation_is_finished_with_the_same_bytes(make_dataset
     assert prepare(CORPUS, folder, seed=0, shard_sessions=16, report=lambda _: None).shards == manifest.shards
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("position", [0.02, 0.3, 0.6, 0.99])
 def test_one_flipped_byte_is_refused_with_the_shards_name(
     make_dataset: Make, position: float, one_line: Callable[..., None]
@@ -153,6 +155,7 @@ def test_one_flipped_byte_is_refused_with_the_shards_name(
         one_line(error, path.name, "damaged")
 
 
+@pytest.mark.fault
 def test_page_checksums_notice_a_flip_even_without_the_manifest(make_dataset: Make) -> None:
     folder, manifest = make_dataset()
     path = folder / manifest.shards[0].path
@@ -169,6 +172,7 @@ def test_page_checksums_notice_a_flip_even_without_the_manifest(make_dataset: Ma
     assert noticed >= 18
 
 
+@pytest.mark.fault
 def test_a_missing_shard_is_refused(make_dataset: Make, one_line: Callable[..., None]) -> None:
     folder, manifest = make_dataset()
     path = folder / manifest.split_shards("validation")[0].path
@@ -184,6 +188,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path, one_line: Callable[..., Non
     one_line(error, "nowhere", "jobs/prepare.py")
 
 
+@pytest.mark.fault
 def test_nan_where_a_modality_is_present_is_refused_and_elsewhere_harmless(
     tmp_path: Path, one_line: Callable[..., None]
 ) -> None:
@@ -201,6 +206,7 @@ def test_nan_where_a_modality_is_present_is_refused_and_elsewhere_harmless(
     assert len(load_split(tmp_path, write_one(tmp_path, [hidden]), "train")) == 1
 
 
+@pytest.mark.fault
 def test_duplicate_session_ids_are_refused(tmp_path: Path, one_line: Callable[..., None]) -> None:
     sessions = some_sessions(3)
     with pytest.raises(UserError) as error:
@@ -211,6 +217,7 @@ def test_duplicate_session_ids_are_refused(tmp_path: Path, one_line: Callable[..
         assign_splits([*references, references[0]], seed=0)
 
 
+@pytest.mark.fault
 def test_a_speaker_in_two_splits_is_refused(tmp_path: Path, one_line: Callable[..., None]) -> None:
     references = [replace(r, published_split="train") for r in CORPUS.references()]
     references[-1] = replace(references[-1], published_split="test")

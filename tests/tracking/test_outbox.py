@@ -50,6 +50,7 @@ def settings_of(data: Path, output: Path, uri: str | None) -> TrainSettings:
     )
 
 
+@pytest.mark.fault
 @pytest.mark.ray
 def test_a_dead_tracker_costs_a_training_nothing_and_gets_everything_later(
     toy_data: Path, tmp_path: Path, server: tuple[str, int], capfd: pytest.CaptureFixture[str]
@@ -100,6 +101,7 @@ def readdress(folder: Path, address: str) -> None:
             database.execute("UPDATE about SET tracker = ?", (address,))
 
 
+@pytest.mark.fault
 def test_lost_questions_and_answers_leave_every_record_there_once(tmp_path: Path, server: tuple[str, int]) -> None:
     with gate(server[1], seed=3, lose=0.4) as failing:
         tracker = BufferedTracker(failing.address, "lossy", output=tmp_path)
@@ -174,6 +176,7 @@ def test_what_a_killed_process_was_told_is_recorded_arrives_once(tmp_path: Path,
     assert not list((tmp_path / "outbox").glob("*.sqlite"))
 
 
+@pytest.mark.fault
 def test_a_slow_tracker_is_not_waited_for(tmp_path: Path, server: tuple[str, int]) -> None:
     with gate(server[1]) as slow:
         tracker = BufferedTracker(slow.address, "slow", output=tmp_path)

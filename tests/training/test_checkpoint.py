@@ -35,6 +35,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+@pytest.mark.fault
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flip_truncation_or_loss_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
@@ -64,6 +65,7 @@ def test_any_flip_truncation_or_loss_is_noticed(tmp_path: Path, data: st.DataObj
             checkpoint.load(folder)
 
 
+@pytest.mark.fault
 def test_a_damaged_newest_checkpoint_is_skipped_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = CheckpointFolder(tmp_path)
     for epoch in (1, 2, 3):
@@ -77,6 +79,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_reported(tmp_path: Path, cap
     assert "epoch-00003" in caplog.text
 
 
+@pytest.mark.fault
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_where(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, torch
@@ -100,6 +103,7 @@ print("epoch", checkpoint.load(folder).state["epoch"])
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+@pytest.mark.fault
 def test_a_kill_while_saving_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
     code = f"""
 import torch

@@ -57,6 +57,7 @@ def test_length_buckets_are_repeatable_and_change_which_sessions_meet(toy_data: 
     assert losses[0] == pytest.approx(losses[1], rel=0.3)  # another order of the same sessions
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_stopped_and_resumed_run_equals_the_unbroken_one(toy_data: Path, tmp_path: Path, stop_after: int) -> None:
     settings = settings_for(toy_data, tmp_path, modality_dropout=0.5)
@@ -85,6 +86,7 @@ def test_early_stopping_waits_exactly_its_patience(toy_data: Path, tmp_path: Pat
     assert progress.epoch == progress.best_epoch + 2 or progress.epoch == 40
 
 
+@pytest.mark.fault
 def test_a_non_finite_loss_stops_before_the_update_with_epoch_and_step(toy_data: Path, tmp_path: Path) -> None:
     settings = settings_for(toy_data, tmp_path, learning_rate=1e30, warmup_epochs=0)
     with pytest.raises(NonFiniteLossError, match=r"non-finite loss at epoch 1, step 2"):

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.tuning.recorder import TrialRecorder
@@ -68,6 +70,7 @@ def assert_complete(tracker: MLflowTracker, parent: str, count: int) -> None:
         assert sorted((metric.step, metric.value) for metric in history) == [(1, 0.1), (2, 0.2)]
 
 
+@pytest.mark.fault
 def test_what_a_failing_tracker_missed_is_written_once_by_the_next_call(tmp_path: Path) -> None:
     """It fails after three metrics, in the middle of the second of three trials."""
     tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
@@ -87,6 +90,7 @@ def test_what_a_failing_tracker_missed_is_written_once_by_the_next_call(tmp_path
         assert_complete(tracker, parent, 3)
 
 
+@pytest.mark.fault
 def test_a_slow_tracker_does_not_hold_up_the_search(tmp_path: Path) -> None:
     tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
     assert isinstance(tracker, MLflowTracker)

@@ -78,6 +78,7 @@ def test_every_way_to_end_is_recorded_as_what_it_was(tmp_path: Path) -> None:
     assert [r.state for r in study.records()] == ["COMPLETE", "PRUNED", "PRUNED", "FAIL"]
 
 
+@pytest.mark.fault
 def test_interrupted_trials_are_queued_again_with_their_parameters_and_nothing_is_drawn_twice(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     drawn = [study.ask() for _ in range(5)]
@@ -198,6 +199,7 @@ def test_the_database_always_ends_where_memory_is(actions: list[Any], tmp_path_f
             assert getattr(mine, part) == getattr(theirs, part), part
 
 
+@pytest.mark.fault
 def test_what_was_acknowledged_survives_a_sudden_death(tmp_path: Path) -> None:
     """The process ends by SIGKILL right after a trial became durable, with another one just begun."""
     code = f"""
@@ -221,6 +223,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert study.finished() == 3
 
 
+@pytest.mark.fault
 def test_a_database_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     draw = study.ask()

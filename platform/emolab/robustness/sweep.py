@@ -181,7 +181,8 @@ def _read(unit: Unit, plan: SweepPlan, folder: Path) -> Tally:
 
 def _completed(evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan) -> Iterator[None]:
     """Yield whenever a unit is done. An evaluator gets work only once its process stands: one that still waits for
-    a CPU of a busy cluster holds up nothing."""
+    a CPU of a busy cluster holds up nothing. One for which no unit is left is ended, so that an evaluator whose node
+    was lost finds a CPU to do its unit again."""
     waiting, working = list(units)[::-1], 0
     running = {evaluator.__ray_ready__.remote(): (evaluator, False) for evaluator in evaluators}
     while waiting or working:
@@ -194,6 +195,8 @@ def _completed(evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan
             work = evaluator.work.remote(unit, plan.models[unit.model], some, bfloat16=plan.bfloat16)
             running[work] = (evaluator, True)
             working += 1
+        else:
+            ray.kill(evaluator)
         if was_unit:
             working -= 1
             yield

@@ -13,8 +13,8 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
-from emolab.checkpoint import CheckpointFolder
 from emolab.cluster import require, user_error, worker_environment
+from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.tracker import Run
 from emolab.training.datasets import from_datasets, shared_datasets
@@ -39,9 +39,10 @@ def fit_distributed(
         NonFiniteLossError: as in the loop.
     """
     plan = settings.workers
+    fewest = plan.minimum or plan.count
     require(
-        {"CPU": plan.count * plan.cpus} | ({"GPU": plan.count * plan.gpus} if plan.gpus else {}),
-        purpose=f"training with {plan.count} workers",
+        {"CPU": fewest * plan.cpus} | ({"GPU": fewest * plan.gpus} if plan.gpus else {}),
+        purpose=f"training with {fewest} workers",
     )
     # Ray Train takes one report per poll, and by default polls every two seconds: short epochs would wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -57,7 +58,7 @@ def fit_distributed(
         },
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.count,
+            num_workers=plan.count if fewest == plan.count else (fewest, plan.count),
             use_gpu=bool(plan.gpus),
             resources_per_worker={"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {}),
         ),
@@ -100,7 +101,7 @@ def _worker(config: dict[str, Any]) -> None:
         data,
         settings.training,
         workers=workers,
-        checkpoints=CheckpointFolder(Path(config["folder"]) / "checkpoints"),
+        checkpoints=run_checkpoints(settings.checkpoints, Path(config["folder"]), settings.key(manifest.digest)),
     )
     with _tracked_run(config, settings) if workers.rank == 0 else nullcontext() as run:
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.conventions import IGNORED_LABEL
 from edu_emotionnet.losses import combined_loss
-from emolab.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
+from emolab.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
 from emolab.names import UserError
 from emolab.sessions.loading import SessionStore, epoch_batches, ordered_batches
 from emolab.training.augmentation import add_noise, drop_steps
@@ -63,7 +63,7 @@ def fit(
     settings: TrainingSettings,
     *,
     workers: Workers,
-    checkpoints: CheckpointFolder | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Generator[EpochReport, None, Outcome]:
     """Train until the epochs are done or validation macro-F1 has stopped rising.
 
@@ -83,7 +83,8 @@ def fit(
         losses = _train_epoch(wrapped, optimizer, data, settings, progress.epoch, workers)
         evaluation = evaluate(model, data.validation, settings, workers=workers) if len(data.validation) else None
         seconds = time.perf_counter() - started
-        progress = advance(progress, settings, losses, evaluation, sessions_per_second=len(data.train) / seconds)
+        speed = len(data.train) / seconds
+        progress = advance(progress, settings, losses, evaluation, sessions_per_second=speed, workers=workers.count)
         if progress.best_epoch == progress.epoch or settings.selection == "last":
             best = _copy(model.state_dict())
         if checkpoints is not None and workers.rank == 0:
@@ -205,6 +206,7 @@ def advance(
     evaluation: Evaluation | None,
     *,
     sessions_per_second: float,
+    workers: int = 1,
 ) -> Progress:
     """Where a run stands after one more epoch.
 
@@ -233,6 +235,7 @@ def advance(
         learning_rate=settings.learning_rate_at(epoch - 1, 0, 1),
         sessions_per_second=sessions_per_second,
         finished=finished,
+        workers=workers,
     )
     return Progress(
         epoch=epoch,
@@ -253,7 +256,7 @@ def _checkpoint(
 
 
 def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: CheckpointFolder | None
+    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints | None
 ) -> tuple[Mapping[str, Tensor], Progress]:
     newest = checkpoints.newest() if checkpoints is not None else None
     if newest is None:

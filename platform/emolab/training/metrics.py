@@ -63,6 +63,8 @@ class EpochReport:
     sessions_per_second: float
     finished: bool
     """Whether the run ends here: all epochs done, or early stopping."""
+    workers: int = 1
+    """That trained this epoch; with elastic training it may change from one to the next."""
 
     def metrics(self) -> dict[str, float]:
         """The numbers that exist, by name."""

@@ -126,7 +126,20 @@ class WorkerSettings(Settings):
     count: int = Field(default=1, ge=1, le=10_000, description="DDP workers; 1 trains in the calling process")
     gpus: int = Field(default=0, ge=0, le=1, description="GPUs per worker")
     cpus: float = Field(default=1.0, gt=0.0, description="CPUs per worker")
+    minimum: int | None = Field(
+        default=None,
+        ge=1,
+        description="go on with so few workers where a lost one cannot be replaced; null: never fewer",
+    )
     max_failures: int = Field(default=2, ge=0, description="restarts from the newest checkpoint after a worker is lost")
+
+    @model_validator(mode="after")
+    def _elastic(self) -> WorkerSettings:
+        if self.minimum is not None and self.minimum > self.count:
+            raise ValueError(f"minimum must be at most count={self.count}, got {self.minimum}")
+        if self.minimum is not None and self.minimum < self.count and not self.max_failures:
+            raise ValueError("minimum needs max_failures of at least 1: going on with fewer workers is a restart")
+        return self
 
 
 class TrackingSettings(Settings):
@@ -144,6 +157,9 @@ class TrainSettings(Settings):
 
     data: str = Field(default="data/edusim-small", description="folder made by jobs/prepare.py")
     output: str = Field(default="runs", description="folder for checkpoints, results and the embedded tracker")
+    checkpoints: str | None = Field(
+        default=None, description="where checkpoints are kept: s3://bucket/prefix; null: in the run's folder"
+    )
     name: str | None = Field(default=None, description="run name; null: derived from the configuration")
     register_as: str | None = Field(default=None, description="name in the model registry; null: not registered")
     model: ModelSettings = ModelSettings()
@@ -155,7 +171,11 @@ class TrainSettings(Settings):
         """The given name, or one that equal configurations on equal data share: the same command resumes."""
         if self.name:
             return self.name
-        return f"{self.model.name}-{fingerprint({'data': dataset_digest, **self.identity()})}"
+        return f"{self.model.name}-{self.key(dataset_digest)}"
+
+    def key(self, dataset_digest: str) -> str:
+        """What equal configurations on equal data share."""
+        return fingerprint({"data": dataset_digest, **self.identity()})
 
     def identity(self) -> dict[str, Any]:
         """The part of the configuration that decides the result."""

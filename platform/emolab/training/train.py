@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from emolab import checkpoint
-from emolab.checkpoint import Checkpoint, CheckpointFolder
+from emolab.checkpoint import Checkpoint, Checkpoints
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import to_yaml
 from emolab.names import UserError, contained
 from emolab.redaction import redact, redacted
+from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
@@ -24,6 +25,11 @@ from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run
 from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
+
+RECORD = "run.json"
+"""In a run's folder: which configuration it belongs to, and which run of which tracker it is."""
+TOLD = "told"
+"""Key of the record that is true once the tracker has all of a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +69,9 @@ def train(
 
         tracker = open_tracker(**settings.tracking.model_dump(), output=output)
     folder = contained(output, settings.run_name(manifest.digest), what="run name")
+    checkpoints = run_checkpoints(settings.checkpoints, folder, settings.key(manifest.digest))
     run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags or {})
-    finished = _finished(folder)
+    finished = _finished(folder, checkpoints)
     if finished is not None:
         return TrainedModel(folder=folder, run_id=run.run_id, manifest=manifest, progress=finished)
     try:
@@ -73,10 +80,10 @@ def train(
 
             with connected(cluster):
                 fit_distributed(settings, folder, tracker_uri=tracker.uri, run_id=run.run_id)
-            outcome = _newest(folder)
+            outcome = _newest(folder, checkpoints)
             run = tracker.resume(run.run_id)  # knows what the workers have recorded
         else:
-            outcome = _fit_here(settings, folder, run, report)
+            outcome = _fit_here(settings, checkpoints, run, report)
     except NonFiniteLossError as error:
         run.set_tags({"failure": str(error)})
         run.finish("FAILED")
@@ -88,11 +95,12 @@ def train(
         run.log_metrics(EpochReport(**past).metrics(), step=int(past["epoch"] or 0))  # pyright: ignore[reportArgumentType]
     _keep(outcome, folder, settings, manifest, run)
     run.finish()
+    _note_told(folder)
     return TrainedModel(folder=folder, run_id=run.run_id, manifest=manifest, progress=outcome.progress)
 
 
 def epochs_in_process(
-    settings: TrainSettings, *, checkpoints: CheckpointFolder | None = None
+    settings: TrainSettings, *, checkpoints: Checkpoints | None = None
 ) -> Generator[EpochReport, None, Outcome]:
     """The loop in this process, with one worker and no tracker: an iterator over its epochs."""
     data = load_training_data(Path(settings.data))
@@ -122,12 +130,14 @@ def load_model(folder: Path) -> tuple[torch.nn.Module, Checkpoint]:
     return model.eval(), saved
 
 
-def _fit_here(settings: TrainSettings, folder: Path, run: Run, report: Callable[[EpochReport], None]) -> Outcome:
+def _fit_here(
+    settings: TrainSettings, checkpoints: Checkpoints, run: Run, report: Callable[[EpochReport], None]
+) -> Outcome:
     def record(epoch: EpochReport) -> None:
         run.log_metrics(epoch.metrics(), step=epoch.epoch)
         report(epoch)
 
-    return run_to_end(epochs_in_process(settings, checkpoints=CheckpointFolder(folder / "checkpoints")), record)
+    return run_to_end(epochs_in_process(settings, checkpoints=checkpoints), record)
 
 
 def _claim(
@@ -141,7 +151,7 @@ def _claim(
 ) -> Run:
     """Begin or resume the run of a folder; a folder belongs to one configuration for ever."""
     identity = settings.identity() | {"dataset": manifest.digest}
-    record = folder / "run.json"
+    record = folder / RECORD
     if record.exists():
         known: dict[str, Any] = json.loads(record.read_text())
         if known["identity"] != identity:
@@ -163,19 +173,25 @@ def _claim(
     return run
 
 
-def _finished(folder: Path) -> Progress | None:
+def _finished(folder: Path, checkpoints: Checkpoints) -> Progress | None:
     """How a run ended whose kept weights are there and undamaged; None where there is work left."""
-    if not (folder / "model" / checkpoint.MANIFEST).exists():
+    if not (folder / "model" / checkpoint.MANIFEST).exists() or not json.loads((folder / RECORD).read_text()).get(TOLD):
         return None
-    progress = _newest(folder).progress
+    progress = _newest(folder, checkpoints).progress
     checkpoint.load(folder / "model")
     return progress if progress.finished else None
 
 
-def _newest(folder: Path) -> Outcome:
-    newest = CheckpointFolder(folder / "checkpoints").newest()
+def _note_told(folder: Path) -> None:
+    """Remember that the tracker was told everything: a run that is killed before that tells it again."""
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    write_atomically(folder / RECORD, json.dumps(record | {TOLD: True}, indent=1).encode())
+
+
+def _newest(folder: Path, checkpoints: Checkpoints) -> Outcome:
+    newest = checkpoints.newest()
     if newest is None:
-        raise UserError(f"no valid checkpoint in {folder}: the run left none behind")
+        raise UserError(f"no valid checkpoint of {folder}: the run left none behind")
     return Outcome(weights=newest.tensors["best"], progress=Progress.from_state(newest.state))
 
 

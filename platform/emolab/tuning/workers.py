@@ -149,7 +149,8 @@ def distributed_trial(config: dict[str, Any]) -> None:
     base = TrainSettings.model_validate(config[BASE])
     folder = Path(ray.tune.get_context().get_trial_dir())
     try:
-        settings = configured(base, {key: value for key, value in config.items() if key != BASE})
+        chosen = configured(base, {key: value for key, value in config.items() if key != BASE})
+        settings = chosen.model_copy(update={"checkpoints": None})  # a trial's name is Tune's own: nothing resumes it
         fit_distributed(settings, folder, callbacks=[TuneReportCallback()])
     except UserError as error:
         ray.tune.report({METRIC: math.nan, "epoch": 0, FAILURE: str(error), FINISHED: False, "done": True})
