@@ -122,6 +122,8 @@ class _Builder:
             raise KeyError("no such stream")
         if content == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if content == "hang":
+            time.sleep(600)
         if content == "memory":
             raise MemoryError
         index = int(reference.session_id[1:])

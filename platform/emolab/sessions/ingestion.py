@@ -133,9 +133,11 @@ def _run(
                 if row["reason"]:
                     reasons[pending[row["index"]].session_id] = row["reason"]
     except ExecutionTimeoutError:
+        done = {*work.finished(corpus, pending), *reasons}
+        left = [each.session_id for each in pending if each.session_id not in done]
         raise UserError(
-            f"no session was finished for {stall_seconds:g} s: run again to continue, with more resources or a larger "
-            "stall_seconds"
+            f"no session was finished for {stall_seconds:g} s; {len(left)} are left, and one of the first is stuck "
+            f"({', '.join(left[:3])}): look at its files, then run again to continue, or with a larger stall_seconds"
         ) from None
     return reasons
 
