@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
         elif settings.address in ("auto", "local"):
             context = _start_local(settings)
         else:
-            context = ray.init(address=settings.address, **_QUIET)
+            # Another process's local Ray: without this, Ray would look for it at another address of the machine.
+            with _on_loopback() if settings.address.startswith("127.") else nullcontext():
+                context = ray.init(address=settings.address, **_QUIET)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {settings.address!r}: {error}") from None
     if context.dashboard_url:

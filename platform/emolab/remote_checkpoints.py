@@ -47,6 +47,8 @@ def run_checkpoints(place: str | None, folder: Path, identity: str) -> Checkpoin
         raise UserError("checkpoints: leave the credentials out of the address and set AWS_ACCESS_KEY_ID and so on")
     try:
         filesystem, root = FileSystem.from_uri(place)
+        if not root:
+            raise ValueError("it names no bucket")
     except (ArrowException, OSError, ValueError) as error:
         raise UserError(f"checkpoints={place} is no usable address: {_line(error)}") from None
     return RemoteCheckpoints(filesystem, f"{root.rstrip('/')}/{folder.name}/{identity}")

@@ -60,3 +60,13 @@ def test_a_non_finite_loss_is_reported_by_all_workers_as_by_one(
     plan = WorkerSettings(count=2, max_failures=0)
     with pytest.raises(NonFiniteLossError, match=r"non-finite loss at epoch 1, step 2"):
         fit_distributed(settings.model_copy(update={"workers": plan}), tmp_path / "nan")
+
+
+@pytest.mark.parametrize(
+    ("plan", "part"),
+    [({"count": 2, "minimum": 3}, "at most count=2"), ({"count": 2, "minimum": 1, "max_failures": 0}, "max_failures")],
+)
+def test_a_minimum_of_workers_that_cannot_work_is_refused(plan: dict[str, int], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        WorkerSettings.model_validate(plan)
+    assert WorkerSettings.model_validate({"count": 2, "minimum": 2, "max_failures": 0}).minimum == 2

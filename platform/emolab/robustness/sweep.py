@@ -41,6 +41,8 @@ SplitLoader = Callable[[Path, Manifest, Split], SessionStore]
 SESSIONS_PER_UNIT = 64
 CELLS_PER_UNIT = 256
 SESSIONS_PER_BATCH = 16
+STALL_SECONDS = 3600.0
+"""A sweep in which nothing is finished for so long is ended; what it has done stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,18 +126,21 @@ def run_sweep(
     report: Callable[[str], None],
     actors: int | None = None,
     opening: Callable[[], SplitLoader] = lambda: load_selection_split,
+    stall_seconds: float = STALL_SECONDS,
 ) -> int:
     """Compute the units whose result is not in the folder yet, or is damaged; Ray must be connected.
 
     Args:
         actors: processes at a time; as many as there are CPUs where None, and never more.
         opening: called once, where there is something to compute, before any session is read.
+        stall_seconds: longest time in which nothing at all is finished.
 
     Returns:
         The number of units computed now.
 
     Raises:
-        UserError: no CPU to run on, a process that was lost again and again, or what the evaluation refuses.
+        UserError: no CPU to run on, a process that was lost again and again, nothing finished for too long, or what
+            the evaluation refuses.
     """
     missing = [unit for unit in plan.units if not _usable(unit, plan, folder, report)]
     done = len(plan.units) - len(missing)
@@ -148,16 +153,19 @@ def run_sweep(
     cpus = int(ray.cluster_resources()["CPU"])
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
     start, load = Evaluator.options(runtime_env=environment).remote, opening()
-    evaluators = [
+    evaluators: list[Any] = [
         start(plan.data, plan.split, folder.resolve(), load) for _ in range(min(actors or cpus, cpus, len(missing)))
     ]
     started = time.monotonic()
     try:
-        for finished, _ in enumerate(_completed(evaluators, missing, plan), start=1):
+        for finished, _ in enumerate(_completed(evaluators, missing, plan, stall_seconds), start=1):
             left = (time.monotonic() - started) / finished * (len(missing) - finished)
             report(f"unit {done + finished} of {len(plan.units)}, about {left:.0f} s left")
     except RayError as error:
         raise _explained(error) from None
+    finally:
+        for evaluator in evaluators:
+            ray.kill(evaluator)
     return len(missing)
 
 
@@ -179,14 +187,19 @@ def _read(unit: Unit, plan: SweepPlan, folder: Path) -> Tally:
     return read_tally(folder / unit.file, [plan.cells[i] for i in unit.cells], sessions=len(unit.sessions))
 
 
-def _completed(evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan) -> Iterator[None]:
+def _completed(
+    evaluators: Sequence[Any], units: Sequence[Unit], plan: SweepPlan, stall_seconds: float
+) -> Iterator[None]:
     """Yield whenever a unit is done. An evaluator gets work only once its process stands: one that still waits for
     a CPU of a busy cluster holds up nothing. One for which no unit is left is ended, so that an evaluator whose node
     was lost finds a CPU to do its unit again."""
     waiting, working = list(units)[::-1], 0
     running = {evaluator.__ray_ready__.remote(): (evaluator, False) for evaluator in evaluators}
     while waiting or working:
-        (ready,), _ = ray.wait(list(running), num_returns=1)
+        done, _ = ray.wait(list(running), num_returns=1, timeout=stall_seconds)
+        if not done:
+            raise UserError(f"no unit was finished for {stall_seconds:g} s: run the same command again to continue")
+        [ready] = done
         evaluator, was_unit = running.pop(ready)
         ray.get(ready)
         if waiting:

@@ -1,0 +1,152 @@
+"""What the victims do: the jobs themselves, with real trackers, studies and files. Imported once, then forked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot  # noqa: F401  # imported here, not in every victim
+import torch
+from tests.faults.killing import below
+from tests.robustness.test_sweep import opened
+from tests.sessions.staged_corpus import StagedCorpus
+
+import emolab.reports.figures  # noqa: F401
+from emolab.checkpoint import Checkpoint
+from emolab.cluster import ClusterSettings, connected
+from emolab.remote_checkpoints import RemoteCheckpoints, run_checkpoints
+from emolab.robustness import sweep
+from emolab.robustness.sweep import Evaluator, SweepPlan
+from emolab.sessions.preparation import prepare
+from emolab.sessions.work import WorkFolder
+from emolab.tracking.runs import open_tracker
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import train
+from emolab.tuning.search import search
+from emolab.tuning.settings import TuneSettings
+
+Say = Callable[[Any], None]
+
+
+def training(settings: dict[str, Any], say: Say) -> None:
+    """Train in this process, with checkpoints and an SQLite tracker; says every epoch that was recorded."""
+    parsed = TrainSettings.model_validate(settings)
+    tracker = open_tracker(**parsed.tracking.model_dump(), output=Path(parsed.output))
+    say("began")
+    train(parsed, tracker=tracker, report=lambda report: say(report.epoch))
+
+
+def saving(place: str, folder: str, at: int | None, say: Say) -> None:
+    """Save twenty checkpoints into a store, after those that are there; dies before the n-th object is written."""
+    checkpoints = run_checkpoints(place, Path(folder), "test")
+    put, counter = RemoteCheckpoints._put, itertools.count(1)
+
+    def count(self: RemoteCheckpoints, path: str, content: bytes) -> None:
+        if next(counter) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(self, path, content)
+
+    RemoteCheckpoints._put = count
+    newest = checkpoints.newest()
+    first = newest.state["epoch"] + 1 if newest else 1
+    for epoch in range(first, first + 20):
+        checkpoints.save(epoch, numbered(epoch))
+        say(epoch)
+
+
+def numbered(epoch: int) -> Checkpoint:
+    """A checkpoint all of which tells its epoch."""
+    tensors = {name: {"w": torch.full((20_000,), float(epoch))} for name in ("model", "best")}
+    return Checkpoint(tensors=tensors, state={"epoch": epoch})
+
+
+def training_together(settings: dict[str, Any], address: str, say: Say) -> None:
+    """Train with several workers on a cluster that is there already."""
+    with _on(address):
+        training(settings, say)
+
+
+def searching(settings: dict[str, Any], address: str, say: Say) -> None:
+    """Search on a cluster that is there already; says every line of its report."""
+    parsed = TuneSettings.model_validate(settings)
+    with _on(address):
+        search(parsed, open_tracker(**parsed.tracking.model_dump(), output=Path(parsed.output)), report=say)
+
+
+def reading(source: str, output: str, say: Say) -> None:
+    """Read recordings into the work folder one after another, as a preparation's workers do."""
+    corpus, work = StagedCorpus(source=source, staged=False), WorkFolder(Path(output))
+    work.claim(corpus)
+    references = corpus.references()
+    finished = work.finished(corpus, references)
+    say(sorted(finished))
+    for reference in references:
+        if reference.session_id not in finished:
+            work.add(corpus, reference, corpus.load(reference))
+            say(reference.session_id)
+
+
+def preparing(source: str, output: str, address: str, say: Say) -> None:
+    """Prepare recordings on a cluster that is there already."""
+    with _on(address):
+        prepare(StagedCorpus(source=source, seconds=0.1), Path(output), seed=0, shard_sessions=16, report=say)
+
+
+def evaluating(plan: SweepPlan, folder: str, say: Say) -> None:
+    """Compute the units of a sweep that are missing, as one of its actors does; says every unit that is written."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    missing = [unit for unit in plan.units if not sweep._usable(unit, plan, Path(folder), lambda _: None)]
+    evaluator_class: Any = Evaluator
+    evaluator = evaluator_class.__ray_metadata__.modified_class(plan.data, plan.split, Path(folder), opened())
+    for unit in missing:
+        cells = [plan.cells[index] for index in unit.cells]
+        evaluator.work(unit, plan.models[unit.model], cells, bfloat16=plan.bfloat16)
+        say(unit.file)
+
+
+def sweeping(plan: SweepPlan, folder: str, address: str, say: Say) -> None:
+    """A whole sweep on a cluster that is there already."""
+    with _on(address):
+        sweep.run_sweep(plan, Path(folder), report=say, actors=2, opening=opened)
+
+
+def hosting(orders: Connection, say: Say) -> None:
+    """Hold a cluster of several nodes, each with one CPU and a raylet of its own, and add or lose nodes as told."""
+    from ray.cluster_utils import Cluster
+
+    # Quick to notice that a node is gone, and patient with one that is only slow.
+    checks = {"health_check_period_ms": 500, "health_check_timeout_ms": 20_000, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": checks}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes: dict[str, Any] = {}
+    say(cluster.address)
+    try:
+        while (order := orders.recv()) is not None:
+            action, name = order
+            if action == "add":
+                nodes[name] = cluster.add_node(num_cpus=1)
+            else:
+                lose(nodes.pop(name).all_processes["raylet"][0].process.pid)
+            say(order)
+    finally:
+        cluster.shutdown()
+
+
+def lose(raylet: int) -> None:
+    """A machine that is gone: its raylet and all that runs below it, by SIGKILL."""
+    for process in [raylet, *below(raylet)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _on(address: str) -> Any:
+    with contextlib.redirect_stderr(io.StringIO()), connected(ClusterSettings(address=address)):
+        yield
