@@ -209,6 +209,7 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
 def test_rendered_recordings_become_shards_train_an_epoch_and_are_predicted(ray_cluster: None, tmp_path: Path) -> None:

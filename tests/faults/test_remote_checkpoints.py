@@ -118,6 +118,8 @@ def test_any_damage_to_the_newest_is_noticed_and_the_one_before_is_taken(
     assert survived == tried
 
 
+@pytest.mark.slow
+@pytest.mark.fault
 def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path: Path) -> None:
     with socket.socket() as probe:  # bound, and nobody listens
         probe.bind(("127.0.0.1", 0))

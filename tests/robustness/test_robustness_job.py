@@ -181,6 +181,7 @@ def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_agai
     assert trained.tracker.client.get_run(results.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_over_validation_opens_nothing(ray_cluster: None, trained: Trained, tmp_path: Path) -> None:
@@ -207,6 +208,7 @@ def test_a_folder_and_a_name_belong_to_one_sweep_and_one_process(
     one_line(error, results.name, "in use by another process")
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_that_fails_is_one_line_and_its_run_is_closed(

@@ -238,6 +238,7 @@ def test_a_model_that_is_not_frozen_or_has_changed_does_not_meet_the_test_split(
     assert tracker.read(cell.run_id).tags[opening.OPENINGS] == tracker.read(other.run_id).tags[opening.OPENINGS] == "1"
 
 
+@pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
@@ -268,6 +269,7 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     assert "1 of these models were trained after" in (tmp_path / "study" / "report.html").read_text()
 
 
+@pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_split_stays_closed_while_a_cell_may_still_be_trained(

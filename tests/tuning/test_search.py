@@ -299,6 +299,7 @@ def test_robustness_as_a_second_objective_ends_in_a_pareto_front(
     assert result.best.number in result.study.front()
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
 def test_one_process_repeats_a_search_trial_by_trial(finished: Finished, toy_data: Path, tmp_path: Path) -> None:
@@ -314,6 +315,7 @@ def test_one_process_repeats_a_search_trial_by_trial(finished: Finished, toy_dat
     assert trials("b", seed=1) != known
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
 def test_an_epoch_budget_is_spent_exactly(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
@@ -325,6 +327,7 @@ def test_an_epoch_budget_is_spent_exactly(ray_cluster: None, toy_data: Path, tmp
     assert search(settings, NoTracker()).records == result.records
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_final_is_won_by_the_mean_over_seeds_and_runs_once(

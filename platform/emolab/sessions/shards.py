@@ -66,7 +66,7 @@ def read_rows(path: Path, digest: str, *, columns: Sequence[str] | None = None) 
             page_checksum_verification=True,
         )
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"shard {path} cannot be read ({error})") from None
+        raise UserError(f"shard {path} cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
 def verify(folder: Path, *, splits: Sequence[Split] = SPLITS) -> Manifest:
