@@ -35,6 +35,8 @@ from emolab.tuning.workers import BASE, FAILURE, FINISHED, Unsaved
 
 NUMBER = "number"
 """Key of a trial's configuration that holds its number in the study."""
+DRAWN, ORIGIN = "drawn", "origin"
+"""Keys of a result: the parameters that it was trained with, and the member whose line of weights it goes on."""
 
 
 class PopulationTrial(ray.tune.Trainable):
@@ -55,7 +57,8 @@ class PopulationTrial(ray.tune.Trainable):
             report: EpochReport = next(self._epochs)
         except Exception as error:  # whatever it is, it is the end of this trial and of no other
             return {METRIC: -1.0, "epoch": 0, FAILURE: reason_of(error), "done": True}
-        return {**report.metrics(), FINISHED: report.finished, "done": report.finished}
+        described = {DRAWN: self._drawn, ORIGIN: self.config[NUMBER]}
+        return {**report.metrics(), **described, FINISHED: report.finished, "done": report.finished}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         shutil.copytree(self._root, checkpoint_dir, dirs_exist_ok=True)
@@ -75,8 +78,8 @@ class PopulationTrial(ray.tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
-        drawn = {key: value for key, value in config.items() if key not in (BASE, NUMBER)}
-        settings = configured(TrainSettings.model_validate(config[BASE]), drawn)
+        self._drawn = {key: value for key, value in config.items() if key not in (BASE, NUMBER)}
+        settings = configured(TrainSettings.model_validate(config[BASE]), self._drawn)
         self._epochs = epochs_in_process(settings, checkpoints=CheckpointFolder(self._root))
 
 
@@ -102,8 +105,9 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
             return
         curve, schedule = self._curves.setdefault(number, []), self._schedules.setdefault(number, [])
         curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
-        drawn = {key: trial.config[key] for key in self._keys}
-        origin = int(trial.config[NUMBER])  # whose line of weights this member goes on; its own until it is overtaken
+        # From the result: the trial's own configuration is already the next one where the member was just overtaken.
+        drawn = {key: result[DRAWN][key] for key in self._keys}
+        origin = int(result[ORIGIN])  # whose line of weights this member goes on; its own until it is overtaken
         if not schedule or schedule[-1]["parameters"] != drawn or schedule[-1]["descends_from"] != origin:
             schedule.append({"epoch": epoch, "descends_from": origin, "parameters": drawn})
         self._study.report(number, epoch, float(result[METRIC]))
