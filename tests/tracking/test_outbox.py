@@ -186,6 +186,10 @@ def test_a_slow_tracker_is_not_waited_for(tmp_path: Path, server: tuple[str, int
         for step in range(100):
             run.log_metrics({"a": 1.0}, step=step)
         assert time.monotonic() - started < 4.5  # for its name alone, and not for ever
+        started = time.monotonic()
+        for number in range(20):
+            tracker.start(f"later-{number}")
+        assert time.monotonic() - started < 1.0  # and once, not for every run of a search
         slow.delay = 0.0
         assert tracker.read(run.run_id).metrics == {"a": 1.0}
         assert tracker.close() == 0

@@ -16,10 +16,9 @@ from emolab.corpora.corpus import Corpus, SessionReference
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.serving.models import LoadedModel
-from emolab.sessions.ingestion import ingest, screen
-from emolab.sessions.inventory import write_quarantine
+from emolab.sessions.ingestion import screen
 from emolab.sessions.manifest import canonical_json, write_atomically
-from emolab.sessions.preparation import PrepareSettings, check_refused
+from emolab.sessions.preparation import PrepareSettings, read_recordings
 from emolab.sessions.protocol import normalised
 from emolab.sessions.schema import Session
 from emolab.sessions.shards import write_rows
@@ -82,16 +81,14 @@ def write_recordings(
     if (folder / RECORD).exists() and (folder / RECORD).read_text(encoding="utf-8") == content:
         return folder
     work = WorkFolder(folder)
-    sound, refused = screen(corpus, references)
+    screened = screen(corpus, references)
     with holding(work.root, what="preparation"):
-        work.claim(corpus)
-        finished, unread = ingest(corpus, sound, work, stall_seconds=stall_seconds, report=report)
-        refused += unread
-        write_quarantine(refused, folder)
-        check_refused(refused, len(references), max_refused, folder)
+        finished, _ = read_recordings(
+            corpus, screened, work, folder, max_refused=max_refused, stall_seconds=stall_seconds, report=report
+        )
         for old in folder.glob("*.parquet"):
             old.unlink()
-        chosen = [each for each in sound if each.session_id in finished]
+        chosen = [each for each in references if each.session_id in finished]
         scaled = loaded.dataset.get("protocol", {}).get("normalise") == "session"
         for start in range(0, len(chosen), shard_sessions):
             sessions = list(_sessions(work, finished, chosen[start : start + shard_sessions], scaled=scaled))

@@ -138,13 +138,11 @@ def prepare(
         splits = assign_splits(references, seed=seed)
         return _write(corpus, _CorpusLoader(corpus), output, _Selection(splits), shard_sessions, seed, protocol, report)
     work = WorkFolder(output)
-    sound, refused = screen(corpus, references)
+    screened = screen(corpus, references)
     with holding(work.root, what="preparation"):
-        work.claim(corpus)
-        finished, unread = ingest(corpus, sound, work, stall_seconds=stall_seconds, report=report)
-        refused += unread
-        write_quarantine(refused, output)
-        check_refused(refused, len(references), max_refused, output)
+        finished, refused = read_recordings(
+            corpus, screened, work, output, max_refused=max_refused, stall_seconds=stall_seconds, report=report
+        )
         chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
         load = _WorkLoader(work, finished, protocol)
         manifest = _write(corpus, load, output, chosen, shard_sessions, seed, protocol, report)
@@ -248,12 +246,37 @@ def _all_facts(chosen: _Selection, written: Sequence[Any]) -> list[SessionFacts]
     return [facts for shard in written for facts in shard.facts]
 
 
-def check_refused(refused: Sequence[Refusal], total: int, max_refused: float, output: Path) -> None:
-    """Raise where more than the allowed share of the sessions was set aside.
+def read_recordings(
+    corpus: Corpus,
+    screened: tuple[Sequence[SessionReference], Sequence[Refusal]],
+    work: WorkFolder,
+    output: Path,
+    *,
+    max_refused: float,
+    stall_seconds: float,
+    report: Callable[[str], None],
+) -> tuple[dict[str, Finished], list[Refusal]]:
+    """Bring every session that can be read into a work folder, which the caller holds; the others into a table.
+
+    Args:
+        screened: what ``screen`` made of the references, before the folder came to be.
+
+    Returns:
+        The finished sessions by id, and those that were set aside.
 
     Raises:
-        UserError: says how many, the first reason, and where all of them are.
+        UserError: as ``ingest``, or more than ``max_refused`` had to be set aside.
     """
+    sound, repeated = screened
+    work.claim(corpus)
+    finished, unread = ingest(corpus, sound, work, stall_seconds=stall_seconds, report=report)
+    refused = [*repeated, *unread]
+    write_quarantine(refused, output)
+    _check_refused(refused, len(sound) + len(repeated), max_refused, output)
+    return finished, refused
+
+
+def _check_refused(refused: Sequence[Refusal], total: int, max_refused: float, output: Path) -> None:
     if len(refused) > max_refused * total:
         raise UserError(
             f"{len(refused)} of {total} sessions cannot be used, more than max_refused={max_refused:g} allows "

@@ -93,7 +93,7 @@ class BufferedTracker(MLflowTracker):
             raise UserError(f"the tracker {without_credentials(uri)} cannot be used: {reason_of(error)}") from None
         self._outbox = Outbox.create(output / FOLDER, tracker=without_credentials(uri), experiment=experiment)
         self._delivery = Delivery(self._client, self._outbox)
-        self._closed = False
+        self._closed, self._prompt = False, True
         atexit.register(self.close)
         if not self._delivery.settle(_ENDING):
             reason = self._delivery.wrong or self._delivery.trouble or f"no answer within {_ENDING:.0f} s"
@@ -114,11 +114,11 @@ class BufferedTracker(MLflowTracker):
     def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
         local = new_local_id()
         all_tags = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
-        content = {"name": checked_name(name, what="run name"), "tags": all_tags, "time": now_milliseconds()}
+        content = {"name": checked_name(name, what="run name"), "tags": redacted(all_tags), "time": now_milliseconds()}
         self._outbox.add(local, "begin", content)
         self._delivery.wake()
-        if not self._delivery.trouble:
-            self._delivery.settle(_BEGINNING)
+        if self._prompt and not self._delivery.trouble:
+            self._prompt = self._delivery.settle(_BEGINNING)  # a search begins many runs: a slow tracker delays one
         return BufferedRun(self._outbox, self._delivery, self._outbox.remote(local) or local)
 
     def resume(self, run_id: str) -> Run:
@@ -169,6 +169,7 @@ class BufferedTracker(MLflowTracker):
         if not self._delivery.settle(_READING, of_all=True):
             address, reason = without_credentials(self.uri), self._delivery.wrong or self._delivery.trouble
             raise UserError(f"the tracker {address} cannot be reached: {reason or 'it is too slow'}")
+        self._prompt = True
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """Read something, when everything that was written has arrived; a failing tracker is asked again."""

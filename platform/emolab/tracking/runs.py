@@ -102,7 +102,9 @@ class MLflowTracker(Tracker):
 
     def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
         all_tags = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
-        run = self._client.create_run(self._experiment, run_name=checked_name(name, what="run name"), tags=all_tags)
+        run = self._client.create_run(
+            self._experiment, run_name=checked_name(name, what="run name"), tags=redacted(all_tags)
+        )
         return MLflowRun(self._client, run.info.run_id)
 
     def resume(self, run_id: str) -> Run:
