@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,14 +39,8 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
     settings = settings or ClusterSettings()
     _prepare_environment()
     try:
-        if settings.address == "auto" and joins_cluster():
-            context = ray.init(address=os.environ["RAY_ADDRESS"], **_QUIET)
-        elif settings.address in ("auto", "local"):
-            context = _start_local(settings)
-        else:
-            # Another process's local Ray: without this, Ray would look for it at another address of the machine.
-            with _on_loopback() if settings.address.startswith("127.") else nullcontext():
-                context = ray.init(address=settings.address, **_QUIET)
+        with _own_sigterm():
+            context = _connect(settings)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {settings.address!r}: {error}") from None
     if context.dashboard_url:
@@ -53,6 +49,28 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(settings: ClusterSettings) -> Any:
+    if settings.address == "auto" and joins_cluster():
+        return ray.init(address=os.environ["RAY_ADDRESS"], **_QUIET)
+    if settings.address in ("auto", "local"):
+        return _start_local(settings)
+    # Another process's local Ray: without this, Ray would look for it at another address of the machine.
+    with _on_loopback() if settings.address.startswith("127.") else nullcontext():
+        return ray.init(address=settings.address, **_QUIET)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What SIGTERM did before stays what it does: Ray's own handler, set by ``ray.init``, aborts the process."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if main and before is not None:  # None: not set from Python
+            signal.signal(signal.SIGTERM, before)
 
 
 def require(resources: Mapping[str, float], *, purpose: str) -> None:

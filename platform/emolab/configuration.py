@@ -7,7 +7,9 @@ flags (``--corpus mosi``), dotted overrides (``training.epochs=3``).
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -100,9 +102,13 @@ def parse(
 def run_job(job: Callable[[], None]) -> NoReturn:
     """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2.
 
-    Nothing that the process prints from here on holds a secret.
+    Ctrl-C and SIGTERM (a job stopped by Ray, Kubernetes or a batch system) are an interruption, with the exit status
+    that shells give them. Nothing that the process prints from here on holds a secret.
     """
     redact_output()
+    stop = _Stop()
+    if threading.current_thread() is threading.main_thread():  # the only one that may say so
+        signal.signal(signal.SIGTERM, stop)
     try:
         job()
     except UserError as error:
@@ -110,8 +116,19 @@ def run_job(job: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue\n")
-        sys.exit(130)
+        sys.exit(128 + stop.number)
     sys.exit(0)
+
+
+class _Stop:
+    """Takes SIGTERM like Ctrl-C and remembers which it was: Ray raises a KeyboardInterrupt of its own for either."""
+
+    number: int = signal.SIGINT
+
+    def __call__(self, number: int, frame: object) -> NoReturn:
+        del frame
+        self.number = number
+        raise KeyboardInterrupt
 
 
 def validate(settings: type[SettingsType], values: Mapping[str, Any], *, where: str = "") -> SettingsType:

@@ -2,8 +2,10 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +14,16 @@ import yaml
 from tests.conftest import REPOSITORY
 
 
-def run(job: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+def command(job: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """A job as a process of its own: what to call, and its environment."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = known | {"PYTHONPATH": "", "RAY_AUTH_MODE": "disabled"}
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=280,
-    )
+    return [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *arguments], environment
+
+
+def run(job: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    call, environment = command(job, *arguments)
+    return subprocess.run(call, capture_output=True, text=True, cwd=cwd, env=environment, timeout=280)
 
 
 class Ended(NamedTuple):
@@ -145,3 +146,37 @@ def test_a_dry_run_starts_nothing(smoke: Smoke, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "at most 50 epochs" in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_no_process(
+    number: signal.Signals, status: int, smoke: Smoke, tmp_path: Path
+) -> None:
+    """Ray, Kubernetes and batch systems stop a job with SIGTERM, people with Ctrl-C."""
+    (tmp_path / "data").symlink_to(smoke[0] / "data")
+    space = str(REPOSITORY / "search_spaces" / "paper.yaml")
+    call, environment = command("tune", "--preset", "smoke", f"tuning.space={space}", "tuning.trials=200")
+    # Ctrl-C reaches every process of a terminal; here only the job gets it, and must end the others itself.
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        assert process.stdout and process.stderr
+        for line in process.stdout:
+            if line.startswith("trial "):
+                process.send_signal(number)
+                break
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors[-3000:]
+    (line,) = [line for line in errors.splitlines() if line.strip()]
+    assert line == "interrupted: run the same command again to continue"
+    deadline = time.monotonic() + 30  # those that it told to end may take a moment
+    while (left := _session(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left, left
+
+
+def _session(leader: int) -> str:
+    """Command lines of the processes of a session."""
+    return subprocess.run(["ps", "-o", "args=", "--sid", str(leader)], capture_output=True, text=True).stdout
