@@ -21,10 +21,11 @@ from emolab.registry.aliases import Move, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
 from emolab.registry.evidence import RegisteredWeights, fetch, gather
 from emolab.registry.gates import SHIPPED, Gates, load_gates
+from emolab.registry.judged import Judged
 from emolab.registry.judgement import ROLLED_BACK, judge
 from emolab.registry.lookup import ModelVersion, find_version
 from emolab.registry.measurement import machine, measure
-from emolab.registry.records import REPLACED, Judged, record_verdict, tag_promoted
+from emolab.registry.records import REPLACED, record_verdict, tag_promoted
 from emolab.registry.verdict import GateResult, Verdict
 from emolab.studies.test_split import openings
 from emolab.tracking.provenance import code_version

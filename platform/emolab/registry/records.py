@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from emolab.names import contained
-from emolab.registry.evidence import Evidence
-from emolab.registry.gates import Gates
-from emolab.registry.measurement import Served
-from emolab.registry.verdict import Missing, Verdict
+from emolab.registry.judged import Judged
+from emolab.registry.verdict import Verdict
 from emolab.reports.model_card import card_files, card_summary
 from emolab.reports.promotion import promotion_page
 from emolab.sessions.manifest import write_atomically
@@ -29,17 +26,6 @@ PROMOTED = "emolab.promoted"
 """Tag of a version: when it became the champion, UTC."""
 MOST_DESCRIPTION = 4900
 """Characters; the registry keeps 5,000."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A verdict with all that it rests on."""
-
-    verdict: Verdict
-    gates: Gates
-    challenger: Evidence
-    champion: Evidence | None
-    served: Served | Missing
 
 
 def record_verdict(

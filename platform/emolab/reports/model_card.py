@@ -6,12 +6,13 @@ Cards for Model Reporting" (FAT*, 2019).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edu_emotionnet import zoo
 from emolab.registry.evidence import Tested
+from emolab.registry.judged import Judged
 from emolab.registry.measurement import Served
 from emolab.registry.sweep_evidence import Curve, SingleLosses
 from emolab.registry.verdict import Missing
@@ -22,9 +23,6 @@ from emolab.reports.promotion_figures import curves, recalls, single_losses
 from emolab.scores import accuracy, class_precision, class_recall, macro_f1
 from emolab.studies.bootstrap import METRICS, Interval, Metric, class_f1_intervals, metric_interval
 from emolab.training.train import flatten
-
-if TYPE_CHECKING:
-    from emolab.registry.records import Judged
 
 SIMULATED = (
     "Trained and tested on EduSim, a simulator: nothing here says anything about real learners, and none of it may be "

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from emolab.registry.verdict import moment, times
+from emolab.registry.evidence import Evidence
+from emolab.registry.judged import Judged
+from emolab.registry.verdict import GateResult, Verdict, moment, times
 from emolab.reports.page import Section, Styled, TableData, page
 from emolab.reports.promotion_figures import against_champion, curves, recalls, single_losses
 from emolab.training.train import flatten
-
-if TYPE_CHECKING:
-    from emolab.registry.evidence import Evidence
-    from emolab.registry.records import Judged
-    from emolab.registry.verdict import GateResult, Verdict
 
 _STYLES: dict[str, Any] = {"passed": "good", "failed": "bad", "missing evidence": "open", "not applicable": "idle"}
 TITLES = {

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emolab.registry.evidence import Evidence, Tested
+from emolab.registry.judged import Judged
 from emolab.registry.judgement import COMPARED, difference
 from emolab.registry.sweep_evidence import Curve, SingleLosses
 from emolab.registry.verdict import Missing
 from emolab.reports.figures import STYLE, svg
 from emolab.scores import class_recall
-
-if TYPE_CHECKING:
-    from emolab.registry.records import Judged
 
 LIMIT = {"color": "#c62f3b", "linestyle": "--", "linewidth": 1.2}
 
