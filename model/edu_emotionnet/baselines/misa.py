@@ -9,8 +9,10 @@ between the shared ones, and reconstruction of the projection from private + sha
 Adaptations: each step is a sample, so the Transformer runs over the six vectors of a step and the model is
 causal; the encoders are the full model's at width 128 in place of BERT and LSTMs; the statistics of the first
 two losses are taken over the labelled steps of one session instead of a mini-batch and weigh as many steps,
-so that the loss does not depend on how sessions are grouped into batches or spread over processes. With M
-modalities there are 2M vectors.
+so that the loss does not depend on how sessions are grouped into batches or spread over processes. The
+reconstruction takes its target as given: with a gradient of its own the projection learns to be easy to
+reconstruct, and at small widths it vanishes before anything else is learnt. With M modalities there are 2M
+vectors.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Subspaces(nn.Module):
         """(B, T, d) -> private (B, T, d), shared (B, T, d), squared error of the reconstruction (B, T)."""
         projected = self.project(h)
         private, common = self.private(projected), shared(projected)
-        error = (self.reconstruct(private + common) - projected).square().mean(-1)
+        error = (self.reconstruct(private + common) - projected.detach()).square().mean(-1)
         return private, common, error
 
 
