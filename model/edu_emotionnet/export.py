@@ -21,6 +21,19 @@ OPSET = 20
 """The ONNX operator set that is written; GELU is an operator of its own from here on."""
 
 
+class TracedLinear(nn.Module):
+    """A linear layer in operations that a graph knows, its weight as one matrix: what quantisation looks for."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.matmul(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
 class MaskedCache:
     """Keys and values as a value: (2, M, H, n, d_k), of which the entries of steps not taken yet are masked."""
 
@@ -30,8 +43,8 @@ class MaskedCache:
         self.here = (places == step % memory.shape[3])[:, None]
         self.bias = torch.zeros(memory.shape[3]).masked_fill(places > step, -math.inf)
 
-    def attend(self, query: Tensor, key_value: Tensor) -> Tensor:
-        self.memory = torch.where(self.here, key_value.unsqueeze(3), self.memory)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.memory = torch.where(self.here, torch.stack([key, value]).unsqueeze(3), self.memory)
         keys, values = self.memory.flatten(1, 2).unbind(0)
         scores = torch.matmul(query, keys.transpose(1, 2)) + self.bias
         return torch.matmul(torch.softmax(scores, -1), values)
@@ -52,7 +65,7 @@ class StreamingStep(nn.Module):
 
     def __init__(self, model: EduEmotionNet, *, window: int) -> None:
         super().__init__()
-        self.network = StreamingNetwork(model)
+        self.network = StreamingNetwork(model, TracedLinear)
         self.limits = [limit or window for limit in cache_limits(self.network, window)]
         width = model.config.d_model
         self.register_buffer("frequencies", torch.exp(torch.arange(0, width, 2) * (-math.log(1e4) / width)))
@@ -65,8 +78,7 @@ class StreamingStep(nn.Module):
         position = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten()[: network.width]
         rows = []
         for index, value in enumerate(features):
-            projected = network.project[index](network.standardise[index](value))
-            rows.append(torch.where(present[index], projected, network.absent[index]))
+            rows.append(torch.where(present[index], network.project_step(index, value), network.absent[index]))
         h = (torch.stack(rows) + position).unsqueeze(1)
         caches = [MaskedCache(part, step) for part in memory]
         log_probabilities, weights = network.advance(h, caches, belief)

@@ -1,19 +1,21 @@
 """Edu-EmotionNet one step at a time: key/value caches for encoders and eq. 4, the previous prediction carried.
 
 At one step the arithmetic is nothing and reading the weights is everything, so the work is laid out for few and
-long reads: the encoders of all modalities are one batched product per linear layer; what a LayerNorm scales and
-shifts, and the 1 / sqrt(d_k) of the attention, is folded into the weights that follow; keys and values of a step
-are written to their place in a cache that is never moved. The numbers are those of ``network.EduEmotionNet`` up to
-the rounding of float32.
+long reads: the encoders of all modalities are one batched product per linear layer, whose weights lie in the order
+in which they are read; what a LayerNorm scales and shifts, and the 1 / sqrt(d_k) of the attention, is folded into
+the weights that follow; keys and values of a step are written to their place in a cache that is never moved. The
+numbers are those of ``network.EduEmotionNet`` up to the rounding of float32.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,13 +27,65 @@ FIRST_CAPACITY = 64
 """Steps that a cache without a limit has room for at first."""
 POSITIONS = 64
 """Rows of the position table that a session computes at a time."""
+PANEL = 32
+"""Columns of a weight that lie together: `benchmarks/streaming.py` is fastest with 16 or 32."""
+
+Array = npt.NDArray[Any]
+
+
+class Linear(Protocol):
+    """x @ weight + bias for S stacked layers, (S, R, in) -> (S, R, out): a module, or what stands for one."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class MakeLinear(Protocol):
+    """From a weight, (S, in, out), and a bias, (S, 1, out), or none."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> nn.Module: ...
+
+
+class PanelledLinear(nn.Module):
+    """A linear layer for one or a few rows on a CPU, by numpy's BLAS.
+
+    A product with a row-major matrix hops from row to row, and hardware reads ahead of one that goes straight on
+    only. So the columns are cut into panels, each whole in memory: the panels then are read front to back.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        count, rows, columns = weight.shape
+        width = PANEL if columns % PANEL == 0 else columns
+        panels = weight.unflatten(2, (columns // width, width)).transpose(1, 2)
+        self.panels: Array = panels.contiguous().numpy()
+        """(S, P, in, out / P)"""
+        self.bias: Array | None = None if bias is None else bias.numpy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = np.matmul(x.numpy()[:, None], self.panels)  # (S, P, R, out / P)
+        y = products.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        if self.bias is not None:
+            y += self.bias
+        return torch.from_numpy(y)
+
+
+def lay_together(layers: Iterable[PanelledLinear]) -> None:
+    """Move the weights into one piece of memory, in this order: numpy gives large pieces huge pages (on Linux)."""
+    layers = list(layers)
+    memory = np.empty(sum(layer.panels.size for layer in layers), layers[0].panels.dtype)
+    first = 0
+    for layer in layers:
+        place = memory[first : first + layer.panels.size].reshape(layer.panels.shape)
+        place[...] = layer.panels
+        layer.panels = place
+        first += place.size
 
 
 class Cache(Protocol):
     """Keys and values of the steps so far, for R rows: one per modality and head."""
 
-    def attend(self, query: Tensor, key_value: Tensor) -> Tensor:
-        """Take in the keys and values of a step, (2, M, H, d_k), and attend: (R, Q, d_k) queries -> (R, Q, d_k)."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take in the key and value of a step, (M, H, d_k) each, and attend: (R, Q, d_k) queries -> (R, Q, d_k)."""
         ...
 
 
@@ -49,18 +103,23 @@ class KeyValueCache:
 
     def _store(self, memory: Tensor) -> None:
         self.memory = memory
-        self.keys, self.values = memory.flatten(1, 2).unbind(0)
+        self._keys, self._values = memory.numpy()
+        self._rows: tuple[Array, Array] = tuple(memory.flatten(1, 2).numpy())
 
-    def attend(self, query: Tensor, key_value: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         capacity = self.memory.shape[3]
         if self.steps == capacity and capacity != self.limit:
             self._grow(capacity)
             capacity = self.memory.shape[3]
-        self.memory.select(3, self.steps % capacity).copy_(key_value)
+        place = self.steps % capacity
+        self._keys[:, :, place] = key.numpy()
+        self._values[:, :, place] = value.numpy()
         self.steps += 1
         count = min(self.steps, capacity)
-        scores = product(query, self.keys.narrow(1, 0, count).transpose(1, 2))
-        return product(torch.softmax(scores, -1), self.values.narrow(1, 0, count))
+        keys, values = self._rows
+        scores = np.matmul(query.numpy(), keys[:, :count].swapaxes(1, 2))
+        weights = torch.softmax(torch.from_numpy(scores), -1)
+        return torch.from_numpy(np.matmul(weights.numpy(), values[:, :count]))
 
     def _grow(self, capacity: int) -> None:
         larger = capacity * 2 if self.limit is None else min(capacity * 2, self.limit)
@@ -72,37 +131,43 @@ class KeyValueCache:
 
 
 class StreamingNetwork(nn.Module):
-    """The weights of an Edu-EmotionNet, stacked over its M modalities."""
+    """Copies of the weights of an Edu-EmotionNet, stacked over its M modalities, on the CPU."""
 
-    frequencies: Tensor
     mix: Tensor
     zeros: Tensor
 
-    def __init__(self, model: EduEmotionNet) -> None:
+    def __init__(self, model: EduEmotionNet, linear: MakeLinear = PanelledLinear) -> None:
         super().__init__()
+        model = copy.deepcopy(model).requires_grad_(False).cpu()
         encoders = [cast(ModalityEncoder, model.encoders[name]) for name in model.modalities]
         self.config = model.config
         self.modalities = model.modalities
         self.width, self.heads = model.config.d_model, model.config.heads
         self.standardise = nn.ModuleList([encoder.standardise for encoder in encoders])
-        self.project = nn.ModuleList([encoder.project for encoder in encoders])
-        self.absent = nn.Parameter(torch.stack([encoder.absent for encoder in encoders]).detach())
+        self.project = nn.ModuleList([linear(*_stacked([_plain(encoder.project)])) for encoder in encoders])
+        self.absent = _constant(torch.stack([encoder.absent for encoder in encoders]))
         blocks = zip(*(cast(Iterable[CausalBlock], encoder.blocks) for encoder in encoders), strict=True)
-        self.layers = nn.ModuleList([StackedBlock(layer) for layer in blocks])
-        self.norm_scale = nn.Parameter(torch.stack([encoder.norm.weight for encoder in encoders]).detach())
-        self.norm_shift = nn.Parameter(torch.stack([encoder.norm.bias for encoder in encoders]).detach())
-        self.cmaa, self.mie, self.tfl = model.cmaa, model.mie, model.tfl
+        self.layers = nn.ModuleList([StackedBlock(layer, linear) for layer in blocks])
+        self.norm_scale = _constant(torch.stack([encoder.norm.weight for encoder in encoders]))
+        self.norm_shift = _constant(torch.stack([encoder.norm.bias for encoder in encoders]))
+        self.align: nn.Module | None = None
         if model.cmaa is not None:
             parts = [model.cmaa.value.weight]
             if model.config.alignment != "step":
                 query, key = cast(nn.Linear, model.cmaa.query), cast(nn.Linear, model.cmaa.key)
                 parts = [query.weight / math.sqrt(self.width // self.heads), key.weight, *parts]
-            self.align = nn.Parameter(torch.cat(parts).detach().t().contiguous())
+            self.align = linear(torch.cat(parts).t()[None], None)
+        self.mie, self.tfl = model.mie, model.tfl
+        if self.mie is not None:
+            self.hidden = linear(*_stacked([_plain(self.mie.hidden)]))
+        self.fused = linear(*_stacked([_plain(self.tfl.fused)]))
         count = len(encoders)
         others = torch.ones(count, count) - torch.eye(count) if count > 1 else torch.ones(1, 1)
         self.register_buffer("mix", (others / max(1, count - 1)).to(self.absent), persistent=False)
         self.register_buffer("zeros", torch.zeros_like(self.absent).flatten(), persistent=False)
-        self.requires_grad_(False)
+        layers = [layer for layer in self.modules() if isinstance(layer, PanelledLinear)]
+        if layers:
+            lay_together(layers)
 
     def embed(self, features: Mapping[str, Tensor | None], position: Tensor) -> Tensor:
         """Raw features of a step and its (d,) position -> what enters the encoders, (M, 1, d)."""
@@ -112,8 +177,12 @@ class StreamingNetwork(nn.Module):
             if value is None:
                 rows.append(self.absent[index])
             else:
-                rows.append(self.project[index](self.standardise[index](value.to(self.absent))))
+                rows.append(self.project_step(index, value.to(self.absent)))
         return (torch.stack(rows) + position).unsqueeze(1)
+
+    def project_step(self, index: int, value: Tensor) -> Tensor:
+        """(D_m,) raw features of the modality -> (d,)."""
+        return self.project[index](self.standardise[index](value)[None, None])[0, 0]
 
     def is_finite(self, h: Tensor) -> bool:
         """Whether no entry is NaN or infinite: only those do not vanish when multiplied by zero."""
@@ -134,56 +203,51 @@ class StreamingNetwork(nn.Module):
             h = layer(h, cache, self.heads)
         h = F.layer_norm(h.squeeze(1), (self.width,))
         h = torch.addcmul(self.norm_shift, h, self.norm_scale)
-        g = self._align(h, caches[-1]) if self.cmaa is not None else h
+        g = h if self.align is None else self._aligned(self.align(h[None])[0], caches[-1])
         if self.mie is not None:
-            hidden = F.relu(self.mie.hidden(torch.cat([h, g], -1)))
+            hidden = F.relu(self.hidden(torch.cat([h, g], -1)[None])[0])
             weights = self.mie.weigh(self.mie.score(hidden).squeeze(-1))
         else:
             weights = h.new_full((len(h),), 1.0 / len(h))
         z = torch.mm(weights[None], g)  # equation 7
-        return self.tfl.step(self.tfl.fused(z), belief), weights
+        return self.tfl.step(self.fused(z[None])[0], belief), weights
 
-    def _align(self, h: Tensor, cache: Cache) -> Tensor:
-        """Equations 4 and 5 at one step: (M, d) -> (M, d)."""
-        projected = torch.mm(h, self.align)
+    def _aligned(self, projected: Tensor, cache: Cache) -> Tensor:
+        """Equations 4 and 5 at one step: (M, 3 d) queries, keys and values, or (M, d) values alone -> (M, d)."""
         if self.config.alignment == "step":
             return torch.mm(self.mix, projected)
-        count = len(h)
-        query, key_value = _split(projected, count, self.heads)
+        count = len(projected)
+        query, key, value = _split(projected, count, self.heads)
         # Every modality's keys are read once for the queries of all; a modality's view of itself is left out by mix.
-        views = cache.attend(query.transpose(0, 1).repeat(count, 1, 1), key_value)
+        views = cache.attend(query.transpose(0, 1).repeat(count, 1, 1), key, value)
         views = views.view(count, self.heads, count, -1) * self.mix[:, None, :, None]
         return views.sum(0).transpose(0, 1).reshape(count, -1)
 
 
 class StackedBlock(nn.Module):
-    """One Transformer layer of all modalities: weights (M, in, out), biases (M, 1, out)."""
+    """One Transformer layer of all modalities."""
 
-    def __init__(self, blocks: Sequence[CausalBlock]) -> None:
+    def __init__(self, blocks: Sequence[CausalBlock], linear: MakeLinear) -> None:
         super().__init__()
-        like = blocks[0].output.weight
         width = blocks[0].output.in_features
         scale = torch.ones(3 * width, dtype=torch.float64)
         scale[:width] = 1.0 / math.sqrt(width // blocks[0].heads)
-        self.attend_weight, self.attend_bias = _stacked(
-            [_folded(block.attention_norm, block.query_key_value, scale) for block in blocks], like
+        self.attend = linear(
+            *_stacked([_folded(block.attention_norm, block.query_key_value, scale) for block in blocks])
         )
-        self.output_weight, self.output_bias = _stacked([_plain(block.output) for block in blocks], like)
+        self.output = linear(*_stacked([_plain(block.output) for block in blocks]))
         up, down = ([cast(nn.Linear, block.feedforward[place]) for block in blocks] for place in (0, -1))
         norms = [block.feedforward_norm for block in blocks]
-        folded = [_folded(norm, linear) for norm, linear in zip(norms, up, strict=True)]
-        self.up_weight, self.up_bias = _stacked(folded, like)
-        self.down_weight, self.down_bias = _stacked([_plain(linear) for linear in down], like)
+        self.up = linear(*_stacked([_folded(norm, layer) for norm, layer in zip(norms, up, strict=True)]))
+        self.down = linear(*_stacked([_plain(layer) for layer in down]))
 
     def forward(self, h: Tensor, cache: Cache, heads: int) -> Tensor:
         """(M, 1, d) -> (M, 1, d)."""
         count, _, width = h.shape
-        projected = product(F.layer_norm(h, (width,)), self.attend_weight).add_(self.attend_bias)
-        query, key_value = _split(projected, count, heads)
-        attended = cache.attend(query.reshape(count * heads, 1, -1), key_value).view(count, 1, width)
-        h = product(attended, self.output_weight).add_(self.output_bias).add_(h)
-        hidden = F.gelu(product(F.layer_norm(h, (width,)), self.up_weight).add_(self.up_bias))
-        return product(hidden, self.down_weight).add_(self.down_bias).add_(h)
+        query, key, value = _split(self.attend(F.layer_norm(h, (width,))), count, heads)
+        attended = cache.attend(query.reshape(count * heads, 1, -1), key, value).view(count, 1, width)
+        h = h + self.output(attended)
+        return h + self.down(F.gelu(self.up(F.layer_norm(h, (width,)))))
 
 
 class SessionMemory:
@@ -221,42 +285,35 @@ def cache_limits(network: StreamingNetwork, window: int | None) -> list[int | No
     """How many steps each cache keeps: encoder layers first, then eq. 4 where it has a history; None is all."""
     limits: list[int | None] = [window] * network.config.layers
     alignment = network.config.alignment
-    if network.cmaa is not None and alignment != "step":
+    if network.align is not None and alignment != "step":
         span = int(alignment.removeprefix("window:")) if alignment != "history" else None
         limits.append(min((value for value in (span, window) if value is not None), default=None))
     return limits
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight for one or a few rows of x, over leading axes that agree.
-
-    On a CPU numpy's BLAS does it: torch's takes another, slower path for a single row on some processors.
-    """
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
-        return torch.matmul(x, weight)
-    return torch.from_numpy(np.matmul(x.numpy(), weight.numpy()))
-
-
-def _split(projected: Tensor, count: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries, keys and values side by side -> (M, H, d_k) queries and (2, M, H, d_k) keys and values."""
-    parts = projected.view(count, 3, heads, -1)
-    return parts[:, 0], parts[:, 1:].transpose(0, 1)
+def _split(projected: Tensor, count: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values side by side -> (M, H, d_k) of each."""
+    query, key, value = projected.view(count, 3, heads, -1).unbind(1)
+    return query, key, value
 
 
 def _folded(norm: nn.LayerNorm, linear: nn.Linear, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """linear(norm(x)) * scale = (x - mean) / std @ weight + bias: weight (in, out) and bias (out,), in float64."""
+    """linear(norm(x)) * scale = (x - mean) / std @ weight + bias: weight (in, out) and bias (out,), by float64."""
     weight = linear.weight.double() * (scale[:, None] if scale is not None else 1.0)
     bias = weight @ norm.bias.double()
     if linear.bias is not None:
         bias = bias + linear.bias.double()
-    return (weight * norm.weight.double()).t(), bias
+    return (weight * norm.weight.double()).t().to(linear.weight), bias.to(linear.weight)
 
 
 def _plain(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     return linear.weight.t(), linear.bias
 
 
-def _stacked(parts: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
-    weight = torch.stack([weight for weight, _ in parts]).to(like).detach()
-    bias = torch.stack([bias[None] for _, bias in parts]).to(like).detach()
-    return nn.Parameter(weight.contiguous()), nn.Parameter(bias)
+def _stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Weights (in, out) and biases (out,) of S layers -> (S, in, out) and (S, 1, out)."""
+    return torch.stack([weight for weight, _ in parts]), torch.stack([bias[None] for _, bias in parts])
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
