@@ -122,12 +122,12 @@ class _CachedStream(SessionStream):
     def step(self, features: StepFeatures) -> StepPrediction:
         network = self._owner.network
         check(features, self._owner.dimensions)
-        h = network.embed(features, self._memory.position())
+        h = network.embed(features, self._memory.begin_step())
         if not network.is_finite(h):
             raise ValueError(not_finite(features))
         log_probabilities, weights = network.advance(h, self._memory.caches, self._memory.belief)
         probabilities = log_probabilities.exp()
-        self._memory.moved_on(probabilities)
+        self._memory.end_step(probabilities)
         self.steps += 1
         return StepPrediction(probabilities=probabilities[0].clone(), confidence=weights)
 

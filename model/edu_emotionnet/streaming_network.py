@@ -48,37 +48,45 @@ class MakeLinear(Protocol):
 class PanelledLinear(nn.Module):
     """A linear layer for one or a few rows on a CPU, by numpy's BLAS.
 
-    A product with a row-major matrix hops from row to row, and hardware reads ahead of one that goes straight on
-    only. So the columns are cut into panels, each whole in memory: the panels then are read front to back.
+    BLAS takes a row-major matrix some rows at a time, hopping between them, and the hardware does not read ahead of
+    hops. So the columns are cut into panels, each whole in memory: the weight then is read front to back.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         count, rows, columns = weight.shape
-        width = PANEL if columns % PANEL == 0 else columns
+        width = panel_width(columns)
         panels = weight.unflatten(2, (columns // width, width)).transpose(1, 2)
         self.panels: Array = panels.contiguous().numpy()
         """(S, P, in, out / P)"""
         self.bias: Array | None = None if bias is None else bias.numpy()
 
     def forward(self, x: Tensor) -> Tensor:
-        products = np.matmul(x.numpy()[:, None], self.panels)  # (S, P, R, out / P)
-        y = products.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        y = panelled_product(x.numpy(), self.panels)
         if self.bias is not None:
             y += self.bias
         return torch.from_numpy(y)
 
 
-def lay_together(layers: Iterable[PanelledLinear]) -> None:
-    """Move the weights into one piece of memory, in this order: numpy gives large pieces huge pages (on Linux)."""
-    layers = list(layers)
-    memory = np.empty(sum(layer.panels.size for layer in layers), layers[0].panels.dtype)
-    first = 0
-    for layer in layers:
-        place = memory[first : first + layer.panels.size].reshape(layer.panels.shape)
-        place[...] = layer.panels
-        layer.panels = place
-        first += place.size
+def panelled_product(x: Array, panels: Array) -> Array:
+    """x @ weight: (S, R, in), and the weight in panels, (S, P, in, out / P) -> (S, R, out)."""
+    products = np.matmul(x[:, None], panels)
+    return products.swapaxes(1, 2).reshape(x.shape[0], x.shape[1], -1)
+
+
+def panel_width(columns: int) -> int:
+    """PANEL where the columns divide by it; else all of them, as one panel."""
+    return PANEL if columns % PANEL == 0 else columns
+
+
+def pieces(shapes: Sequence[Sequence[int]], dtype: npt.DTypeLike) -> list[Array]:
+    """Zeros of these shapes, one behind the other in one piece of memory.
+
+    For large pieces of memory numpy asks for huge pages (on Linux), in which hardware reads ahead further.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = np.split(np.zeros(sum(sizes), dtype), np.cumsum(sizes)[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Cache(Protocol):
@@ -90,44 +98,38 @@ class Cache(Protocol):
 
 
 class KeyValueCache:
-    """Memory for the last ``limit`` steps, or for all of them where it is None; then it doubles when full.
+    """Keys and values of a session in a part of its memory: of the last ``limit`` steps, or of all.
 
     Attention does not ask for the order of its keys, so a full memory overwrites its oldest step in place.
     """
 
-    def __init__(self, *, modalities: int, heads: int, head_width: int, limit: int | None, like: Tensor) -> None:
+    def __init__(self, *, rows: int, width: int, limit: int | None, like: Tensor) -> None:
         self.limit = limit
         self.steps = 0
-        capacity = min(limit or FIRST_CAPACITY, FIRST_CAPACITY)
-        self._store(like.new_zeros(2, modalities, heads, capacity, head_width))
+        self.memory: Array = like.new_zeros(2, rows, 0, width).numpy()
+        """(2, R, steps, d_k) keys and values."""
 
-    def _store(self, memory: Tensor) -> None:
+    def shape(self, capacity: int) -> tuple[int, ...]:
+        """Of a memory for so many steps, of those that the cache keeps."""
+        _, rows, _, width = self.memory.shape
+        return 2, rows, min(capacity, self.limit or capacity), width
+
+    def move(self, memory: Array) -> None:
+        """Move into a larger memory."""
+        memory[:, :, : self.memory.shape[2]] = self.memory
         self.memory = memory
-        self._keys, self._values = memory.numpy()
-        self._rows: tuple[Array, Array] = tuple(memory.flatten(1, 2).numpy())
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        capacity = self.memory.shape[3]
-        if self.steps == capacity and capacity != self.limit:
-            self._grow(capacity)
-            capacity = self.memory.shape[3]
+        keys, values = self.memory
+        rows, capacity, width = keys.shape
         place = self.steps % capacity
-        self._keys[:, :, place] = key.numpy()
-        self._values[:, :, place] = value.numpy()
+        keys[:, place] = key.numpy().reshape(rows, width)
+        values[:, place] = value.numpy().reshape(rows, width)
         self.steps += 1
         count = min(self.steps, capacity)
-        keys, values = self._rows
         scores = np.matmul(query.numpy(), keys[:, :count].swapaxes(1, 2))
         weights = torch.softmax(torch.from_numpy(scores), -1)
         return torch.from_numpy(np.matmul(weights.numpy(), values[:, :count]))
-
-    def _grow(self, capacity: int) -> None:
-        larger = capacity * 2 if self.limit is None else min(capacity * 2, self.limit)
-        shape = list(self.memory.shape)
-        shape[3] = larger
-        memory = self.memory.new_zeros(shape)
-        memory[:, :, :, :capacity] = self.memory
-        self._store(memory)
 
 
 class StreamingNetwork(nn.Module):
@@ -167,7 +169,10 @@ class StreamingNetwork(nn.Module):
         self.register_buffer("zeros", torch.zeros_like(self.absent).flatten(), persistent=False)
         layers = [layer for layer in self.modules() if isinstance(layer, PanelledLinear)]
         if layers:
-            lay_together(layers)
+            places = pieces([layer.panels.shape for layer in layers], layers[0].panels.dtype)
+            for layer, place in zip(layers, places, strict=True):
+                place[...] = layer.panels
+                layer.panels = place
 
     def embed(self, features: Mapping[str, Tensor | None], position: Tensor) -> Tensor:
         """Raw features of a step and its (d,) position -> what enters the encoders, (M, 1, d)."""
@@ -255,27 +260,34 @@ class SessionMemory:
 
     def __init__(self, network: StreamingNetwork, *, window: int | None) -> None:
         config, like = network.config, network.absent
+        rows, width = len(network.modalities) * config.heads, config.d_model // config.heads
         limits = cache_limits(network, window)
-        shape = {"modalities": len(network.modalities), "heads": config.heads}
-        self.caches = [
-            KeyValueCache(**shape, head_width=config.d_model // config.heads, limit=limit, like=like)
-            for limit in limits
-        ]
+        self.caches = [KeyValueCache(rows=rows, width=width, limit=limit, like=like) for limit in limits]
         classes = network.tfl.classifier.out_features
         self.belief = like.new_full((1, classes), 1.0 / classes)
         self.steps = 0
+        self._capacity = 0
+        self._longest = None if None in limits else max(limit for limit in limits if limit is not None)
         self._width = config.d_model
         self._table = like.new_zeros(0)
 
-    def position(self) -> Tensor:
-        """(d,) position of the step to come."""
+    def begin_step(self) -> Tensor:
+        """Make room for a step; its position, (d,)."""
+        if self.steps == self._capacity and (self._longest is None or self._capacity < self._longest):
+            self._grow(max(FIRST_CAPACITY, 2 * self._capacity))
         row = self.steps % POSITIONS
         if row == 0:
             table = sinusoidal_positions(POSITIONS, self._width, self.belief.device, first=self.steps)
             self._table = table.to(self.belief.dtype)
         return self._table[row]
 
-    def moved_on(self, probabilities: Tensor) -> None:
+    def _grow(self, capacity: int) -> None:
+        shapes = [cache.shape(capacity) for cache in self.caches]
+        for cache, memory in zip(self.caches, pieces(shapes, self.belief.numpy().dtype), strict=True):
+            cache.move(memory)
+        self._capacity = capacity
+
+    def end_step(self, probabilities: Tensor) -> None:
         """The step is done."""
         self.belief = probabilities
         self.steps += 1
