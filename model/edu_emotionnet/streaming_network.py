@@ -3,8 +3,9 @@
 At one step the arithmetic is nothing and reading the weights is everything, so the work is laid out for few and
 long reads: the encoders of all modalities are one batched product per linear layer, whose weights lie in the order
 in which they are read; what a LayerNorm scales and shifts, and the 1 / sqrt(d_k) of the attention, is folded into
-the weights that follow; keys and values of a step are written to their place in a cache that is never moved. The
-numbers are those of ``network.EduEmotionNet`` up to the rounding of float32.
+the weights that follow; keys and values of a step are written to their place in a cache; all weights are one piece
+of memory, and so are all caches of a session. The numbers are those of ``network.EduEmotionNet`` up to the rounding
+of float32.
 """
 
 from __future__ import annotations
@@ -27,22 +28,18 @@ FIRST_CAPACITY = 64
 """Steps that a cache without a limit has room for at first."""
 POSITIONS = 64
 """Rows of the position table that a session computes at a time."""
-PANEL = 32
-"""Columns of a weight that lie together: `benchmarks/streaming.py` is fastest with 16 or 32."""
+PANEL = 16
+"""Columns of a weight that lie together; a step is as fast with 32 and slower with 64."""
 
 Array = npt.NDArray[Any]
 
 
-class Linear(Protocol):
-    """x @ weight + bias for S stacked layers, (S, R, in) -> (S, R, out): a module, or what stands for one."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
 class MakeLinear(Protocol):
-    """From a weight, (S, in, out), and a bias, (S, 1, out), or none."""
+    """A module that computes x @ weight + bias for S stacked layers: (S, R, in) -> (S, R, out)."""
 
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> nn.Module: ...
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """From (S, in, out) and (S, 1, out), or no bias."""
+        ...
 
 
 class PanelledLinear(nn.Module):
@@ -54,29 +51,19 @@ class PanelledLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        count, rows, columns = weight.shape
-        width = panel_width(columns)
+        columns = weight.shape[2]
+        width = PANEL if columns % PANEL == 0 else columns
         panels = weight.unflatten(2, (columns // width, width)).transpose(1, 2)
         self.panels: Array = panels.contiguous().numpy()
         """(S, P, in, out / P)"""
         self.bias: Array | None = None if bias is None else bias.numpy()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = panelled_product(x.numpy(), self.panels)
+        products = np.matmul(x.numpy()[:, None], self.panels)  # (S, P, R, out / P)
+        y = products.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         if self.bias is not None:
             y += self.bias
         return torch.from_numpy(y)
-
-
-def panelled_product(x: Array, panels: Array) -> Array:
-    """x @ weight: (S, R, in), and the weight in panels, (S, P, in, out / P) -> (S, R, out)."""
-    products = np.matmul(x[:, None], panels)
-    return products.swapaxes(1, 2).reshape(x.shape[0], x.shape[1], -1)
-
-
-def panel_width(columns: int) -> int:
-    """PANEL where the columns divide by it; else all of them, as one panel."""
-    return PANEL if columns % PANEL == 0 else columns
 
 
 def pieces(shapes: Sequence[Sequence[int]], dtype: npt.DTypeLike) -> list[Array]:
@@ -85,8 +72,8 @@ def pieces(shapes: Sequence[Sequence[int]], dtype: npt.DTypeLike) -> list[Array]
     For large pieces of memory numpy asks for huge pages (on Linux), in which hardware reads ahead further.
     """
     sizes = [math.prod(shape) for shape in shapes]
-    parts = np.split(np.zeros(sum(sizes), dtype), np.cumsum(sizes)[:-1])
-    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    parts = np.split(np.zeros(sum(sizes), dtype), np.cumsum(sizes))
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=False)]  # the last part is empty
 
 
 class Cache(Protocol):
@@ -120,7 +107,7 @@ class KeyValueCache:
         self.memory = memory
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self.memory
+        keys, values = self.memory[0], self.memory[1]
         rows, capacity, width = keys.shape
         place = self.steps % capacity
         keys[:, place] = key.numpy().reshape(rows, width)
@@ -167,22 +154,22 @@ class StreamingNetwork(nn.Module):
         others = torch.ones(count, count) - torch.eye(count) if count > 1 else torch.ones(1, 1)
         self.register_buffer("mix", (others / max(1, count - 1)).to(self.absent), persistent=False)
         self.register_buffer("zeros", torch.zeros_like(self.absent).flatten(), persistent=False)
-        layers = [layer for layer in self.modules() if isinstance(layer, PanelledLinear)]
-        if layers:
-            places = pieces([layer.panels.shape for layer in layers], layers[0].panels.dtype)
-            for layer, place in zip(layers, places, strict=True):
-                place[...] = layer.panels
-                layer.panels = place
+        panelled = [layer for layer in self.modules() if isinstance(layer, PanelledLinear)]
+        places = pieces([layer.panels.shape for layer in panelled], self.absent.numpy().dtype)
+        for layer, place in zip(panelled, places, strict=True):
+            place[...] = layer.panels
+            layer.panels = place
 
     def embed(self, features: Mapping[str, Tensor | None], position: Tensor) -> Tensor:
         """Raw features of a step and its (d,) position -> what enters the encoders, (M, 1, d)."""
         rows = []
-        for index, name in enumerate(self.modalities):
-            value = features.get(name)
-            if value is None:
-                rows.append(self.absent[index])
-            else:
-                rows.append(self.project_step(index, value.to(self.absent)))
+        with np.errstate(over="ignore", invalid="ignore"):  # is_finite is what finds such features
+            for index, name in enumerate(self.modalities):
+                value = features.get(name)
+                if value is None:
+                    rows.append(self.absent[index])
+                else:
+                    rows.append(self.project_step(index, value.to(self.absent)))
         return (torch.stack(rows) + position).unsqueeze(1)
 
     def project_step(self, index: int, value: Tensor) -> Tensor:
