@@ -7,13 +7,16 @@ import io
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot  # noqa: F401  # imported here, not in every victim
 import torch
+from mlflow import MlflowClient
 from tests.faults.killing import below
 from tests.robustness.test_sweep import opened
 from tests.sessions.staged_corpus import StagedCorpus
@@ -24,11 +27,19 @@ from emolab.cluster import ClusterSettings, connected
 from emolab.remote_checkpoints import RemoteCheckpoints, run_checkpoints
 from emolab.robustness import sweep
 from emolab.robustness.sweep import Evaluator, SweepPlan
+from emolab.sessions.manifest import read_manifest
 from emolab.sessions.preparation import prepare
 from emolab.sessions.work import WorkFolder
+from emolab.studies.comparison import _parent_run as begin_comparison
+from emolab.studies.comparison_settings import CompareSettings
+from emolab.studies.preparation import _record as record_preparation
+from emolab.studies.robustness import RobustnessSettings
+from emolab.studies.robustness import _run as begin_sweep
 from emolab.tracking.runs import open_tracker
 from emolab.training.recipe import TrainSettings
+from emolab.training.train import _claim as claim
 from emolab.training.train import train
+from emolab.tuning.search import _parent_run as begin_search
 from emolab.tuning.search import search
 from emolab.tuning.settings import TuneSettings
 
@@ -71,6 +82,49 @@ def training_together(settings: dict[str, Any], address: str, say: Say) -> None:
     """Train with several workers on a cluster that is there already."""
     with _on(address):
         training(settings, say)
+
+
+def beginning(job: str, data: str, output: str, uri: str, at: str, say: Say) -> None:
+    """Begin the tracked run of a job's folder, as the job itself does, and say its id; dies at the instant given.
+
+    ``answered``: the tracker has begun the run, and nobody here knows yet. Otherwise the beginning of a file's name:
+    the process dies when it is about to open that file.
+    """
+    folder = Path(output) / job
+    tracker: Any = open_tracker(enabled=True, uri=uri, experiment=Path(output).name, output=Path(output))
+    manifest, create = read_manifest(Path(data)), MlflowClient.create_run
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def die_answered(self: MlflowClient, *arguments: Any, **options: Any) -> Any:
+        create(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_opening(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and Path(str(arguments[0])).name.startswith(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if at == "answered":
+        MlflowClient.create_run = die_answered
+    elif at:
+        sys.addaudithook(die_opening)
+    plan = SimpleNamespace(folder=folder, manifest=manifest)
+    match job:
+        case "training":
+            settings: Any = TrainSettings.model_validate({"data": data, "output": output})
+            run = claim(folder, settings, manifest, tracker, parent=None, tags={})
+        case "search":
+            settings = TuneSettings.model_validate({"data": data, "output": output})
+            run = begin_search(settings, plan, tracker)
+        case "comparison":
+            run = begin_comparison(CompareSettings.model_validate({"data": data, "output": output}), plan, tracker)
+        case "sweep":
+            plan.plan, plan.models = SweepPlan(models=(), data=Path(data), split="test", cells=(), units=()), ()
+            run = begin_sweep(RobustnessSettings.model_validate({"data": data, "output": output}), plan, tracker)
+        case _:
+            record_preparation(tracker, Path(data), manifest)
+            run = tracker.resume(tracker.find("emolab.kind", "data")[0])
+    say(run.run_id)
+    tracker.close()
 
 
 def searching(settings: dict[str, Any], address: str, say: Say) -> None:

@@ -24,8 +24,10 @@ class Interrupted(Tracker):
     def __init__(self, tracker: Tracker, metrics: int) -> None:
         self.uri, self.tracker, self.left = tracker.uri, tracker, metrics
 
-    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
-        run = self.tracker.start(name, parent=parent, tags=tags)
+    def start(
+        self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, key: str | None = None
+    ) -> Run:
+        run = self.tracker.start(name, parent=parent, tags=tags, key=key)
         log, outer = run.log_metrics, self
 
         def log_metrics(metrics: Mapping[str, float], *, step: int) -> None:

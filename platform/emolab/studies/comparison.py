@@ -29,6 +29,7 @@ from emolab.studies.comparison_search import check_searches, tuned_by_search
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
 from emolab.studies.test_split import openings
+from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -199,7 +200,7 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
         run = tracker.resume(known["run_id"])
     else:
         tags = code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"}
-        run = tracker.start(plan.folder.name, tags=tags)
+        run = begin_once(tracker, plan.folder, identity, tags=tags)
         run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json")
         content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
         write_atomically(record, json.dumps(content, indent=1).encode())

@@ -60,7 +60,7 @@ def _record(tracker: Tracker, folder: Path, manifest: Manifest) -> None:
         return
     name = checked_name(f"data-{manifest.corpus}-{manifest.digest[:10]}", what="run name")
     tags = {"emolab.kind": "data", "emolab.dataset": manifest.digest}
-    run = tracker.start(name, tags=code_version() | tags)
+    run = tracker.start(name, tags=code_version() | tags, key=f"data-{manifest.digest}")
     sessions = {f"sessions_{split}": summary.sessions for split, summary in manifest.splits.items()}
     steps = {f"steps_{split}": summary.steps for split, summary in manifest.splits.items()}
     left_out = {"dropped": sum(manifest.dropped.values()), "quarantined": manifest.quarantined}

@@ -43,6 +43,7 @@ from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep
+from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -183,8 +184,10 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
         raise UserError(f"{prepared.folder} holds a sweep of other models, cells or data: choose another name")
     if known and known["tracker"] == redact(tracker.uri):
         return tracker.resume(tracker.read(known["run_id"]).run_id)
-    run = tracker.start(
-        prepared.folder.name,
+    run = begin_once(
+        tracker,
+        prepared.folder,
+        {"sweep": identity},
         tags=code_version()
         | {
             "emolab.kind": "robustness",

@@ -111,15 +111,19 @@ class BufferedTracker(MLflowTracker):
     def _experiment(self) -> str:  # asked for when it is needed
         return self._delivery.sender.experiment(self._name)
 
-    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
-        local = new_local_id()
+    def start(
+        self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, key: str | None = None
+    ) -> Run:
+        local = new_local_id() if key is None else LOCAL + key
         all_tags = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
         content = {"name": checked_name(name, what="run name"), "tags": redacted(all_tags), "time": now_milliseconds()}
-        self._outbox.add(local, "begin", content)
+        # With a key, a process before this one may have begun it, and may even have left that in an outbox of its own.
+        again = key is not None
+        self._outbox.add(checked_name(local, what="run key"), "begin", content | {"again": again})
         self._delivery.wake()
         if self._prompt and not self._delivery.trouble:
             self._prompt = self._delivery.settle(_BEGINNING)  # a search begins many runs: a slow tracker delays one
-        return BufferedRun(self._outbox, self._delivery, self._outbox.remote(local) or local)
+        return BufferedRun(self._outbox, self._delivery, self._outbox.remote(local) or local, resumed=again)
 
     def resume(self, run_id: str) -> Run:
         return BufferedRun(self._outbox, self._delivery, run_id, resumed=True)

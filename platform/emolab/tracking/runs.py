@@ -17,7 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
-from emolab.tracking.sending import PARENT_TAG, experiment_id, is_refusal
+from emolab.tracking.outbox import LOCAL
+from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal
 from emolab.tracking.tracker import NoTracker, Run, Status, Tracker
 
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
@@ -100,8 +101,14 @@ class MLflowTracker(Tracker):
         """For the registry, which lives behind the same connection."""
         return self._client
 
-    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+    def start(
+        self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, key: str | None = None
+    ) -> Run:
         all_tags = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
+        if key is not None:
+            all_tags[LOCAL_ID_TAG] = LOCAL + key
+            if begun := self.find(LOCAL_ID_TAG, LOCAL + key):
+                return self.resume(begun[-1])
         run = self._client.create_run(
             self._experiment, run_name=checked_name(name, what="run name"), tags=redacted(all_tags)
         )

@@ -77,6 +77,7 @@ class Sender:
         """Entries of one run: some of metrics, or a single one of another kind."""
         entry = batch[0]
         if entry.kind == "begin":
+            again = again or entry.content.get("again", False)
             self._runs[entry.run] = self._begin(outbox, entry, again=again)
             outbox.name_run(entry.run, self._runs[entry.run])
             return

@@ -56,8 +56,15 @@ class Tracker(ABC):
     uri: str
 
     @abstractmethod
-    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
-        """Begin a run; ``parent`` is a run id."""
+    def start(
+        self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, key: str | None = None
+    ) -> Run:
+        """Begin a run.
+
+        Args:
+            parent: a run id.
+            key: where a run of this experiment was begun under it before, that run is taken up again.
+        """
 
     @abstractmethod
     def resume(self, run_id: str) -> Run:
@@ -111,7 +118,9 @@ class NoTracker(Tracker):
 
     uri = ""
 
-    def start(self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+    def start(
+        self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, key: str | None = None
+    ) -> Run:
         return NoRun()
 
     def resume(self, run_id: str) -> Run:

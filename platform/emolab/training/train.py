@@ -18,6 +18,7 @@ from emolab.names import UserError, contained
 from emolab.redaction import redact, redacted
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
@@ -158,8 +159,10 @@ def _claim(
             raise UserError(f"{folder} holds a run with another configuration: choose another name")
         if known["tracker"] == redact(tracker.uri):
             return tracker.resume(known["run_id"])
-    run = tracker.start(
-        folder.name,
+    run = begin_once(
+        tracker,
+        folder,
+        identity,
         parent=parent,
         tags=code_version() | {"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
     )

@@ -14,6 +14,7 @@ from emolab.locks import holding
 from emolab.names import UserError
 from emolab.redaction import redact, redacted
 from emolab.sessions.manifest import Manifest, write_atomically
+from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
@@ -126,8 +127,10 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
             raise UserError(f"the study in {plan.folder} was made on other data: choose another name")
         if known["tracker"] == redact(tracker.uri):
             return tracker.resume(known["run_id"])
-    run = tracker.start(
-        plan.folder.name,
+    run = begin_once(
+        tracker,
+        plan.folder,
+        {"dataset": plan.manifest.digest},
         tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
     )
     run.log_text(to_yaml(settings), "config.yaml")
