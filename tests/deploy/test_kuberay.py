@@ -1,7 +1,12 @@
-"""The Kubernetes manifests: pods by Kubernetes' own schemas, the rest by KubeRay's fields and Ray's autoscaler."""
+"""The Kubernetes manifests: pods by Kubernetes' own schemas, the rest by KubeRay's fields and Ray's autoscaler.
 
+Whoever has the files of a KubeRay release names their folder in ``KUBERAY_CRDS``, and all of it is checked by those.
+"""
+
+import os
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,6 +15,7 @@ import ray
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from tests.conftest import REPOSITORY
+from tests.deploy.published_schemas import published_schema, strict
 
 FOLDER = REPOSITORY / "deploy" / "kuberay"
 KUBERNETES = "1.33"
@@ -105,6 +111,60 @@ def test_a_manifest_has_kuberays_fields_and_no_others(name: str) -> None:
     cluster_of(manifest)["workerGroupSpec"] = []
     with pytest.raises(jsonschema.ValidationError, match="workerGroupSpec"):
         jsonschema.validate(manifest, schema)
+
+
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's CRD files")
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_keeps_to_the_schema_that_kuberay_publishes(name: str) -> None:
+    manifest = read(name)
+    version = manifest["apiVersion"].removeprefix("ray.io/")
+    schema = published_schema(Path(os.environ["KUBERAY_CRDS"]), manifest["kind"], version)
+    jsonschema.validate(manifest, schema)
+    head, group = cluster_of(manifest)["headGroupSpec"], cluster_of(manifest)["workerGroupSpecs"][0]
+    container = head["template"]["spec"]["containers"][0]
+    for place, field, value, complaint in (
+        (cluster_of(manifest), "workerGroupSpec", [], "workerGroupSpec"),
+        (container, "resource", {}, "resource"),
+        (group, "minReplicas", "none", "none"),
+    ):
+        kept = dict(place)
+        place[field] = value
+        with pytest.raises(jsonschema.ValidationError, match=complaint):
+            jsonschema.validate(manifest, schema)
+        place.clear()
+        place.update(kept)
+
+
+def test_a_published_schema_is_as_strict_as_the_api_server() -> None:
+    """By a definition of our own that has what KubeRay's have: nested fields, maps, quantities, open ends."""
+    quantity = {"anyOf": [{"type": "integer"}, {"type": "string"}], "pattern": "^[0-9]+(Gi)?$"}
+    published = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": {"type": "string", "description": "x"},
+            "limits": {"type": "object", "additionalProperties": quantity | {"x-kubernetes-int-or-string": True}},
+            "items": {"type": "array", "items": {"type": "object", "properties": {"count": {"type": "integer"}}}},
+            "port": {"type": "integer", "format": "int32"},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "open": {"type": "object", "properties": {}, "x-kubernetes-preserve-unknown-fields": True},
+            "gone": {"type": "string", "nullable": True},
+        },
+    }
+    schema = strict(published)
+    good = {"name": "a", "limits": {"cpu": 2, "memory": "8Gi"}, "items": [{"count": 1}], "labels": {"x": "y"}}
+    jsonschema.validate(good | {"open": {"any": ["thing"]}, "gone": None, "port": 8265}, schema)
+    for wrong in (
+        {"unknown": 1},
+        {"limits": {"memory": "8GB"}},
+        {"limits": {"cpu": 0.5}},
+        {"items": [{"cuont": 1}]},
+        {"labels": {"x": 1}},
+        {"port": 2**31},
+        {"name": None},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(good | wrong, schema)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

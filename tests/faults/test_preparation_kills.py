@@ -33,6 +33,11 @@ class Recordings:
     def corpus(self) -> StagedCorpus:
         return StagedCorpus(source=str(self.media), staged=False)
 
+    @property
+    def shards(self) -> dict[str, bytes]:
+        """Without the manifest's digest."""
+        return {name: content for name, content in self.expected.items() if name}
+
 
 @pytest.fixture(scope="module")
 def recordings(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Recordings:
@@ -85,7 +90,7 @@ def test_preparation_survives_kills_of_its_driver(
     survived, marks = 0, [int(mark) for mark in generator.integers(3, SESSIONS // 2, 2)]
     for mark in np.cumsum(marks).tolist():
         victim = victims.start(
-            jobs.preparing, str(recordings.media), str(output), address, trigger=Trigger(folder=str(output))
+            jobs.preparing, str(recordings.media), str(output), address, 3600.0, trigger=Trigger(folder=str(output))
         )
         deadline = time.monotonic() + 90
         while len(list(records.glob("s*"))) < mark:
@@ -95,7 +100,7 @@ def test_preparation_survives_kills_of_its_driver(
         survived += len(WorkFolder(output).finished(recordings.corpus, recordings.corpus.references())) >= mark
         assert not (output / "dataset.json").exists()
     victim = victims.start(
-        jobs.preparing, str(recordings.media), str(output), address, trigger=Trigger(folder=str(output))
+        jobs.preparing, str(recordings.media), str(output), address, 3600.0, trigger=Trigger(folder=str(output))
     )
     while not any("writing" in str(said) for said in victim.said):
         assert victim.heard(len(victim.said) + 1)

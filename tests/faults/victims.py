@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot  # noqa: F401  # imported here, not in every victim
+import ray.train
 import torch
 from mlflow import MlflowClient
 from tests.faults.killing import below
@@ -127,6 +129,12 @@ def beginning(job: str, data: str, output: str, uri: str, at: str, say: Say) -> 
     tracker.close()
 
 
+def training_elastically(settings: dict[str, Any], address: str, say: Say) -> None:
+    """The same, where Ray looks for room to grow every second instead of every minute."""
+    ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=1.0)
+    training_together(settings, address, say)
+
+
 def searching(settings: dict[str, Any], address: str, say: Say) -> None:
     """Search on a cluster that is there already; says every line of its report."""
     parsed = TuneSettings.model_validate(settings)
@@ -147,10 +155,11 @@ def reading(source: str, output: str, say: Say) -> None:
             say(reference.session_id)
 
 
-def preparing(source: str, output: str, address: str, say: Say) -> None:
+def preparing(source: str, output: str, address: str, stall_seconds: float, say: Say) -> None:
     """Prepare recordings on a cluster that is there already."""
+    corpus = StagedCorpus(source=source, seconds=0.1)
     with _on(address):
-        prepare(StagedCorpus(source=source, seconds=0.1), Path(output), seed=0, shard_sessions=16, report=say)
+        prepare(corpus, Path(output), seed=0, shard_sessions=16, stall_seconds=stall_seconds, report=say)
 
 
 def evaluating(plan: SweepPlan, folder: str, say: Say) -> None:

@@ -1,0 +1,150 @@
+"""Training on a cluster that loses a node half-way, with a spare one, with none, and with one that comes later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults import victims as jobs
+from tests.faults.killing import Trigger, Victims
+from tests.faults.nodes import Nodes, ended
+from tests.faults.test_training_kills import recorded
+from tests.training.test_loop import settings_for
+
+from emolab.checkpoint import CheckpointFolder
+from emolab.sessions.shards import sha256
+from emolab.tracking.tracker import NoTracker
+from emolab.training.recipe import TrainSettings, WorkerSettings
+from emolab.training.train import train
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.ray]
+Record = Callable[..., None]
+EPOCHS = 8
+
+
+def training(data: Path, output: Path, name: str, **workers: Any) -> dict[str, Any]:
+    settings = settings_for(data, output, model={"dropout": 0.0}, epochs=EPOCHS, patience=EPOCHS)
+    plan = WorkerSettings.model_validate({"count": 2, "max_failures": 2} | workers)
+    return settings.model_copy(update={"name": name, "workers": plan}).model_dump(mode="json")
+
+
+def saved(folder: Path, epoch: int) -> None:
+    """Wait until an epoch has its checkpoint."""
+    deadline = time.monotonic() + 150
+    while not (folder / "checkpoints" / f"epoch-{epoch:05d}" / "manifest.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes: Nodes, toy_data: Path, victims: Victims, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a training with two workers that nothing happened to, under the name ``clean``."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    nodes.are("a", "b")
+    arguments = (training(toy_data, output, "clean"), nodes.address)
+    ended(victims.start(jobs.training_together, *arguments, trigger=Trigger(folder=str(output))))
+    return output
+
+
+def test_training_that_loses_a_node_goes_on_with_the_spare_one_and_ends_with_the_same_bits(
+    nodes: Nodes,
+    undisturbed: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    victims: Victims,
+    record_faults: Record,
+) -> None:
+    nodes.are("a", "b")
+    arguments = (training(toy_data, tmp_path, "lost"), nodes.address)
+    victim = victims.start(jobs.training_together, *arguments, trigger=Trigger(folder=str(tmp_path)))
+    saved(tmp_path / "lost", 3)
+    nodes.add("spare")
+    nodes.lose("b")
+    ended(victim)
+    assert recorded(tmp_path, "lost") == recorded(undisturbed, "clean")
+    weights = [sha256(output / "model" / "model.safetensors") for output in (tmp_path / "lost", undisturbed / "clean")]
+    assert weights[0] == weights[1]
+    record_faults("training", "a node lost, a spare one there", tried=1, survived=1)
+
+
+def test_elastic_training_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_batches(
+    nodes: Nodes,
+    undisturbed: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    victims: Victims,
+    record_faults: Record,
+) -> None:
+    nodes.are("a", "b")
+    arguments = (training(toy_data, tmp_path, "elastic", minimum=1), nodes.address)
+    victim = victims.start(jobs.training_together, *arguments, trigger=Trigger(folder=str(tmp_path)))
+    saved(tmp_path / "elastic", 3)
+    nodes.lose("b")
+    ended(victim)
+    newest = CheckpointFolder(tmp_path / "elastic" / "checkpoints").newest()
+    assert newest is not None
+    counts = [report["workers"] for report in newest.state["reports"]]
+    assert counts[0] == 2 and counts[-1] == 1
+    ours, theirs = recorded(tmp_path, "elastic"), recorded(undisturbed, "clean")
+    assert ours.keys() == theirs.keys()
+    for name in ("train_loss", "validation_loss"):  # the loss curve goes on as if nothing had happened
+        assert [step for step, _ in ours[name]] == list(range(1, EPOCHS + 1))
+        for (_, one), (_, other) in zip(ours[name], theirs[name], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+    record_faults("training", "a node lost, no spare, elastic", tried=1, survived=1)
+
+
+LONG = 48
+"""Epochs, of a second each: Ray learns of a new node within twenty seconds."""
+
+
+def workers_of(folder: Path) -> list[int]:
+    """With how many workers each epoch was trained, as far as the training has come."""
+    newest = CheckpointFolder(folder / "checkpoints").newest()
+    return [report["workers"] for report in newest.state["reports"]] if newest else []
+
+
+def trained_by(workers: int, folder: Path) -> None:
+    """Wait until so many workers have trained an epoch."""
+    deadline = time.monotonic() + 150
+    while workers_of(folder)[-1:] != [workers]:
+        assert time.monotonic() < deadline, workers_of(folder)
+        time.sleep(0.2)
+
+
+def test_elastic_training_that_gets_a_node_back_grows_again_and_its_loss_curve_goes_on(
+    nodes: Nodes,
+    toy_data: Path,
+    tmp_path: Path,
+    victims: Victims,
+    monkeypatch: pytest.MonkeyPatch,
+    record_faults: Record,
+) -> None:
+    """Two workers, one, and two again, against one worker that nothing happened to."""
+    job = training(toy_data, tmp_path, "regrown", minimum=1)
+    job["training"] |= {"epochs": LONG, "patience": LONG, "learning_rate": 1e-3}
+    settings = TrainSettings.model_validate(job)
+    alone = settings.model_copy(update={"name": "alone", "workers": WorkerSettings()})
+    expected = train(alone, tracker=NoTracker()).progress.reports
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")  # a report is taken at each, so an epoch takes one
+    nodes.are("a", "b")
+    victim = victims.start(
+        jobs.training_elastically, job, nodes.address, trigger=Trigger(folder=str(tmp_path / "regrown"))
+    )
+    trained_by(2, tmp_path / "regrown")
+    nodes.lose("b")
+    trained_by(1, tmp_path / "regrown")
+    nodes.add("c")
+    trained_by(2, tmp_path / "regrown")
+    ended(victim)
+    assert [count for count, _ in groupby(workers_of(tmp_path / "regrown"))] == [2, 1, 2]
+    ours = recorded(tmp_path, "regrown")
+    for name in ("train_loss", "validation_loss"):
+        assert [step for step, _ in ours[name]] == list(range(1, LONG + 1))
+        for (_, loss), report in zip(ours[name], expected, strict=True):
+            assert loss == pytest.approx(report[name], rel=1e-4)
+    record_faults("training", "a node lost and another one back, elastic", tried=1, survived=1)
