@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from tests.faults.report import PROPERTY
 
 if TYPE_CHECKING:
     from tests.faults.nodes import Nodes
+    from tests.faults.undisturbed import Recordings, Sweep
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,22 @@ def nodes(ray_cluster: None, victims: Victims, tmp_path_factory: pytest.TempPath
     cluster = Nodes(victims, tmp_path_factory.mktemp("nodes"))
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="session")
+def planned(ray_cluster: None, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A sweep and what comes out of it where nothing happens."""
+    from tests.faults.undisturbed import swept
+
+    return swept(toy_data, tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="session")
+def recordings(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+    """Recordings and what a preparation makes of them where nothing happens."""
+    from tests.faults.undisturbed import prepared
+
+    return prepared(tmp_path_factory.mktemp("recordings"))
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from tests.faults.killing import processes
-from tests.faults.test_sweep_kills import Sweep, planned  # noqa: F401  # a fixture
 from tests.faults.test_tuning_kills import job
+from tests.faults.undisturbed import Sweep
 from tests.robustness.test_sweep import contents, opened
 
 from emolab.names import UserError
@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.ray]
 
 
 def test_a_sweep_whose_processes_hang_ends_with_an_error_and_goes_on_when_run_again(
-    planned: Sweep,  # noqa: F811
+    planned: Sweep,
     tmp_path: Path,
     record_faults: Callable[..., None],
 ) -> None:

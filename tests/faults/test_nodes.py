@@ -15,9 +15,8 @@ import pytest
 from tests.faults import victims as jobs
 from tests.faults.killing import Trigger, Victim, Victims
 from tests.faults.nodes import Nodes, ended
-from tests.faults.test_preparation_kills import Recordings, recordings  # noqa: F401  # a fixture
-from tests.faults.test_sweep_kills import Sweep, planned  # noqa: F401  # a fixture
 from tests.faults.test_tuning_kills import job as search_job
+from tests.faults.undisturbed import Recordings, Sweep, written
 from tests.robustness.test_sweep import contents
 
 from emolab.tracking.tracker import NoTracker
@@ -53,7 +52,7 @@ def test_a_search_that_loses_a_node_ends_with_the_same_table(
 
 def test_a_sweep_that_loses_a_node_ends_with_the_same_tables(
     nodes: Nodes,
-    planned: Sweep,  # noqa: F811
+    planned: Sweep,
     tmp_path: Path,
     victims: Victims,
     record_faults: Record,
@@ -71,10 +70,13 @@ def test_a_sweep_that_loses_a_node_ends_with_the_same_tables(
     record_faults("sweeps", "a node lost half-way", tried=1, survived=1)
 
 
-def preparing(nodes: Nodes, media: Path, output: Path, victims: Victims, *, stall_seconds: float = 3600.0) -> Victim:
-    """A preparation on two nodes that has read some of its sessions."""
-    nodes.are("a", "b")
-    arguments = (str(media), str(output), nodes.address, stall_seconds)
+def preparing(
+    nodes: Nodes, media: Path, output: Path, victims: Victims, *, seconds: float = 0.1, stall_seconds: float = 3600.0
+) -> Victim:
+    """A preparation that has read some of its sessions. Its second stage is on the node with the GPU, and its first,
+    which Ray keeps off such nodes, on the other: there is no room for it where that is lost."""
+    nodes.are("gpu", "other")
+    arguments = (str(media), str(output), nodes.address, seconds, stall_seconds)
     victim = victims.start(jobs.preparing, *arguments, trigger=Trigger(folder=str(output)))
     deadline = time.monotonic() + 120
     while len(list((output / ".unfinished" / "records").glob("s*"))) < 8:
@@ -85,14 +87,14 @@ def preparing(nodes: Nodes, media: Path, output: Path, victims: Victims, *, stal
 
 def test_a_preparation_that_loses_a_node_goes_on_when_another_comes_and_writes_the_same_bytes(
     nodes: Nodes,
-    recordings: Recordings,  # noqa: F811
+    recordings: Recordings,
     tmp_path: Path,
     victims: Victims,
     record_faults: Record,
 ) -> None:
     victim = preparing(nodes, recordings.media, tmp_path, victims)
-    nodes.add("c")
-    nodes.lose("b")
+    nodes.add("another")
+    nodes.lose("other")
     ended(victim)
     assert written(tmp_path) == recordings.shards
     record_faults("preparation", "a node lost, another one comes", tried=1, survived=1)
@@ -100,25 +102,19 @@ def test_a_preparation_that_loses_a_node_goes_on_when_another_comes_and_writes_t
 
 def test_a_preparation_that_never_gets_another_node_ends_and_goes_on_with_what_is_left_when_run_again(
     nodes: Nodes,
-    recordings: Recordings,  # noqa: F811
+    recordings: Recordings,
     tmp_path: Path,
     victims: Victims,
     record_faults: Record,
 ) -> None:
-    victim = preparing(nodes, recordings.media, tmp_path, victims, stall_seconds=STALL)
-    nodes.lose("b")
+    victim = preparing(nodes, recordings.media, tmp_path, victims, seconds=0.5, stall_seconds=STALL)
+    nodes.lose("other")
     stopped = victim.wait()
     assert stopped.error.startswith(f"UserError: no session was finished for {STALL:g} s; ")
     assert "run again to continue" in stopped.error and "\n" not in stopped.error
     again = victims.run(
-        jobs.preparing, str(recordings.media), str(tmp_path), nodes.address, 3600.0, trigger=Trigger(folder="none")
+        jobs.preparing, str(recordings.media), str(tmp_path), nodes.address, 0.0, 3600.0, trigger=Trigger(folder="none")
     )
     assert not again.error and "sessions are finished already" in again.said[0], again
     assert written(tmp_path) == recordings.shards
     record_faults("preparation", "a node lost, no other one comes", tried=1, survived=1)
-
-
-def written(output: Path) -> dict[str, bytes]:
-    """Everything that a preparation has written but its manifest, which says when."""
-    files = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != "dataset.json"]
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}

@@ -98,7 +98,7 @@ def test_elastic_training_that_loses_a_node_goes_on_with_fewer_workers_and_the_s
     record_faults("training", "a node lost, no spare, elastic", tried=1, survived=1)
 
 
-LONG = 48
+LONG = 40
 """Epochs, of a second each: Ray learns of a new node within twenty seconds."""
 
 
@@ -116,6 +116,7 @@ def trained_by(workers: int, folder: Path) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.timeout(600)
 def test_elastic_training_that_gets_a_node_back_grows_again_and_its_loss_curve_goes_on(
     nodes: Nodes,
     toy_data: Path,

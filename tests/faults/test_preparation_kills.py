@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,48 +11,11 @@ import pytest
 import ray
 from tests.faults import victims as jobs
 from tests.faults.killing import Trigger, Victims
-from tests.sessions.staged_corpus import StagedCorpus, write_recordings
+from tests.faults.undisturbed import SESSIONS, Recordings, finished
 
-from emolab.sessions.manifest import read_manifest
-from emolab.sessions.preparation import prepare
 from emolab.sessions.work import WorkFolder
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.ray]
-SESSIONS = 40
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """What is to be prepared, and what comes out where nothing happens."""
-
-    media: Path
-    expected: dict[str, bytes]
-
-    @property
-    def corpus(self) -> StagedCorpus:
-        return StagedCorpus(source=str(self.media), staged=False)
-
-    @property
-    def shards(self) -> dict[str, bytes]:
-        """Without the manifest's digest."""
-        return {name: content for name, content in self.expected.items() if name}
-
-
-@pytest.fixture(scope="module")
-def recordings(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Recordings:
-    folder = tmp_path_factory.mktemp("recordings")
-    media = write_recordings(folder / "media", SESSIONS)
-    found = Recordings(media, {})
-    found.expected.update(finished(found, folder / "clean"))
-    return found
-
-
-def finished(recordings: Recordings, output: Path) -> dict[str, bytes]:
-    """Prepare, or go on, in peace -> name and bytes of everything but the manifest, and the manifest's digest."""
-    manifest = prepare(recordings.corpus, output, seed=0, shard_sessions=16, report=lambda _: None)
-    files = [path for path in sorted(output.rglob("*")) if path.is_file() and path.name != "dataset.json"]
-    assert read_manifest(output) == manifest
-    return {str(path.relative_to(output)): path.read_bytes() for path in files} | {"": manifest.digest.encode()}
 
 
 def test_preparation_survives_kills_at_any_file_operation(
@@ -90,7 +52,13 @@ def test_preparation_survives_kills_of_its_driver(
     survived, marks = 0, [int(mark) for mark in generator.integers(3, SESSIONS // 2, 2)]
     for mark in np.cumsum(marks).tolist():
         victim = victims.start(
-            jobs.preparing, str(recordings.media), str(output), address, 3600.0, trigger=Trigger(folder=str(output))
+            jobs.preparing,
+            str(recordings.media),
+            str(output),
+            address,
+            0.1,
+            3600.0,
+            trigger=Trigger(folder=str(output)),
         )
         deadline = time.monotonic() + 90
         while len(list(records.glob("s*"))) < mark:
@@ -100,7 +68,7 @@ def test_preparation_survives_kills_of_its_driver(
         survived += len(WorkFolder(output).finished(recordings.corpus, recordings.corpus.references())) >= mark
         assert not (output / "dataset.json").exists()
     victim = victims.start(
-        jobs.preparing, str(recordings.media), str(output), address, 3600.0, trigger=Trigger(folder=str(output))
+        jobs.preparing, str(recordings.media), str(output), address, 0.1, 3600.0, trigger=Trigger(folder=str(output))
     )
     while not any("writing" in str(said) for said in victim.said):
         assert victim.heard(len(victim.said) + 1)

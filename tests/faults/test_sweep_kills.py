@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +12,12 @@ import pytest
 import ray
 from tests.faults import victims as jobs
 from tests.faults.killing import Trigger, Victims, processes, silence
-from tests.robustness.test_sweep import SUITE, contents, no_report, opened, same
-from tests.training.test_loop import settings_for
+from tests.faults.undisturbed import Sweep
+from tests.robustness.test_sweep import contents, no_report, opened, same
 
-from emolab.robustness.suites import expand, parse_suite
-from emolab.robustness.sweep import SweepPlan, plan_sweep, read_sweep, run_sweep
-from emolab.training.train import train
+from emolab.robustness.sweep import read_sweep, run_sweep
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.ray]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is to be swept, and the folder of a sweep that nothing happened to."""
-
-    plan: SweepPlan
-    unbroken: Path
-
-
-@pytest.fixture(scope="module")
-def planned(ray_cluster: None, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    folder = tmp_path_factory.mktemp("sweep")
-    models = []
-    for name in ("edu_emotionnet", "late_fusion"):
-        options = settings_for(toy_data, folder, model={"name": name}, epochs=2)
-        options = options.model_copy(update={"tracking": options.tracking.model_copy(update={"enabled": False})})
-        models.append(train(options).folder / "model")
-    cells = expand(parse_suite(SUITE), ("audio", "visual", "text"))
-    plan = plan_sweep(models, toy_data, "test", cells, sessions_per_unit=4, cells_per_unit=8)
-    assert run_sweep(plan, folder / "units", report=no_report, actors=1, opening=opened) == len(plan.units)
-    return Sweep(plan, folder / "units")
 
 
 def test_a_sweep_survives_kills_at_any_file_operation(

@@ -155,9 +155,9 @@ def reading(source: str, output: str, say: Say) -> None:
             say(reference.session_id)
 
 
-def preparing(source: str, output: str, address: str, stall_seconds: float, say: Say) -> None:
-    """Prepare recordings on a cluster that is there already."""
-    corpus = StagedCorpus(source=source, seconds=0.1)
+def preparing(source: str, output: str, address: str, seconds: float, stall_seconds: float, say: Say) -> None:
+    """Prepare recordings, each of which takes so many seconds, on a cluster that is there already."""
+    corpus = StagedCorpus(source=source, seconds=seconds)
     with _on(address):
         prepare(corpus, Path(output), seed=0, shard_sessions=16, stall_seconds=stall_seconds, report=say)
 
@@ -181,7 +181,10 @@ def sweeping(plan: SweepPlan, folder: str, address: str, say: Say) -> None:
 
 
 def hosting(orders: Connection, say: Say) -> None:
-    """Hold a cluster of several nodes, each with one CPU and a raylet of its own, and add or lose nodes as told."""
+    """Hold a cluster of several nodes, each with one CPU and a raylet of its own, and add or lose nodes as told.
+
+    One whose name begins with ``gpu`` says that it has a GPU, too; nobody here looks for it.
+    """
     from ray.cluster_utils import Cluster
 
     # Quick to notice that a node is gone, and patient with one that is only slow.
@@ -194,7 +197,7 @@ def hosting(orders: Connection, say: Say) -> None:
         while (order := orders.recv()) is not None:
             action, name = order
             if action == "add":
-                nodes[name] = cluster.add_node(num_cpus=1)
+                nodes[name] = cluster.add_node(num_cpus=1, num_gpus=int(name.startswith("gpu")))
             else:
                 lose(nodes.pop(name).all_processes["raylet"][0].process.pid)
             say(order)
