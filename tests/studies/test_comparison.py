@@ -34,6 +34,7 @@ from emolab.studies import test_split as opening
 from emolab.studies import theory
 from emolab.studies.comparison import compare, plan_comparison
 from emolab.studies.comparison_analysis import Analysis, analyse
+from emolab.studies.comparison_cells import Remaining, Trained
 from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
 from emolab.studies.comparison_search import SEARCHES
 from emolab.studies.comparison_settings import MODELS, CompareSettings, with_default_preset
@@ -272,6 +273,17 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
 @pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
+def test_what_was_trained_before_is_no_time_that_is_left(toy_data: Path, tmp_path: Path) -> None:
+    settings = settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", seeds=[0, 1, 2])
+    cells = [settings.cell("early_fusion", seed, tmp_path) for seed in settings.seeds]
+    (cells[0].folder / "model").mkdir(parents=True)
+    remaining = Remaining(cells, concurrency=1)
+    remaining.note(cells[0], Trained(run_id="a", seconds=0.0, resumed=True))
+    assert str(remaining) == ""
+    remaining.note(cells[1], Trained(run_id="b", seconds=30.0, resumed=False))
+    assert str(remaining) == "; about 30 s left"
+
+
 def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
 ) -> None:

@@ -94,7 +94,7 @@ class Place:
 
 def train_cells(cells: Sequence[Cell], place: Place, *, report: Callable[[str], None]) -> list[Trained]:
     """Train every cell, or find it trained; a cell that fails is part of the result."""
-    remaining = _Remaining(cells, place.concurrency)
+    remaining = Remaining(cells, place.concurrency)
     task = ray.remote(_train_cell).options(num_cpus=1, num_gpus=place.gpus)
     results: dict[int, Trained] = {}
     for index, outcome in _in_parallel(task, [(cell, place) for cell in cells], place.concurrency):
@@ -155,7 +155,7 @@ def score_cells(
 def _train_cell(cell: Cell, place: Place) -> Trained:
     torch.set_num_threads(1)
     started = time.perf_counter()
-    resumed = (cell.folder / "model").exists()
+    resumed = _is_trained(cell)
     tags = {"emolab.kind": "cell", "emolab.model": cell.model, "emolab.seed": str(cell.seed)}
     try:
         with place.tracker() as tracker:
@@ -240,6 +240,10 @@ def _training_seconds(trained: TrainedModel) -> float:
     return sum(sessions / rate for rate in rates if rate)
 
 
+def _is_trained(cell: Cell) -> bool:
+    return (cell.folder / "model").exists()
+
+
 def _describe(outcome: Trained) -> str:
     if outcome.failure:
         return f"failed: {outcome.failure}"
@@ -248,16 +252,20 @@ def _describe(outcome: Trained) -> str:
     return f"{outcome.epochs} epochs{score}, {effort}"
 
 
-class _Remaining:
-    """Estimate of the time left, from what the same model took with another seed, else from the mean."""
+class Remaining:
+    """Estimate of the time left, from what the same model took with another seed, else from the mean.
+
+    A cell that was trained by an earlier call takes no time worth counting.
+    """
 
     def __init__(self, cells: Sequence[Cell], concurrency: int) -> None:
-        self._left = list(cells)
+        self._left = [cell for cell in cells if not _is_trained(cell)]
         self._concurrency = concurrency
         self._seconds: dict[str, list[float]] = {}
 
     def note(self, cell: Cell, outcome: Trained) -> None:
-        self._left.remove(cell)
+        if cell in self._left:
+            self._left.remove(cell)
         if not outcome.resumed and not outcome.failure:
             self._seconds.setdefault(cell.model, []).append(outcome.seconds)
 
