@@ -7,6 +7,7 @@ flags (``--corpus mosi``), dotted overrides (``training.epochs=3``).
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 import threading
@@ -102,8 +103,9 @@ def parse(
 def run_job(job: Callable[[], None]) -> NoReturn:
     """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2.
 
-    Ctrl-C and SIGTERM (a job stopped by Ray, Kubernetes or a batch system) are an interruption, with the exit status
-    that shells give them. Nothing that the process prints from here on holds a secret.
+    A folder that cannot be written to is such a mistake, whichever part of the job meets it first. Ctrl-C and SIGTERM
+    (a job stopped by Ray, Kubernetes or a batch system) are an interruption, with the exit status that shells give
+    them. Nothing that the process prints from here on holds a secret.
     """
     redact_output()
     stop = _Stop()
@@ -113,6 +115,12 @@ def run_job(job: Callable[[], None]) -> NoReturn:
         job()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _UNUSABLE_PATH or error.filename is None:
+            raise
+        mistake = UserError(f"{error.filename}: {error.strerror}: name another folder, or make this one usable")
+        sys.stderr.write(f"error: {mistake}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue\n")
@@ -131,6 +139,20 @@ class _Stop:
         raise KeyboardInterrupt
 
 
+_UNUSABLE_PATH = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the system says of a path that cannot be read or written as it stands."""
+
+
 def validate(settings: type[SettingsType], values: Mapping[str, Any], *, where: str = "") -> SettingsType:
     """Values -> typed settings.
 
@@ -144,8 +166,12 @@ def validate(settings: type[SettingsType], values: Mapping[str, Any], *, where: 
 
 
 def explain(error: ValidationError, settings: type[BaseModel]) -> str:
-    """The first mistake of a validation error as one line."""
-    first = error.errors(include_url=False)[0]
+    """The first mistake of a validation error as one line.
+
+    A key that nobody knows comes first: it is usually the very key that is then said to be missing.
+    """
+    mistakes = error.errors(include_url=False)
+    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emolab.configuration import parse, presets, read_preset, to_yaml, validate
+from emolab.configuration import parse, presets, read_preset, run_job, to_yaml, validate
 from emolab.names import UserError, checked_name, contained
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.search import TuneSettings
+from emolab.tuning.space import SearchSpace
 
 
 def settings_of(*arguments: str) -> TuneSettings:
@@ -40,6 +41,34 @@ def test_a_mistake_is_one_line_that_names_it(arguments: list[str], parts: list[s
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value), str(error.value)
+
+
+def test_a_mistyped_key_is_named_rather_than_the_one_it_leaves_missing() -> None:
+    with pytest.raises(UserError) as error:
+        validate(SearchSpace, {"parameter": {}}, where="mine.yaml: ")
+    assert "mine.yaml: unknown key 'parameter', did you mean 'parameters'" in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["file", "below a file"])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "taken"
+    file.write_text("")
+    folder = file if place == "file" else file / "runs"
+    with pytest.raises(SystemExit) as ended:
+        run_job(lambda: folder.mkdir(exist_ok=True))
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folder}: ")
+
+
+def test_a_failure_that_is_no_mistake_of_the_user_keeps_its_traceback() -> None:
+    def job() -> None:
+        raise OSError("the network is gone")
+
+    with pytest.raises(OSError, match="the network is gone"):
+        run_job(job)
 
 
 def test_overrides_win_over_files_and_files_over_presets(tmp_path: Path) -> None:
