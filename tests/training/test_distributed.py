@@ -9,6 +9,7 @@ from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
 from emolab.training.distributed import fit_distributed
 from emolab.training.loop import NonFiniteLossError
+from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings, WorkerSettings
 
 
@@ -24,7 +25,9 @@ def test_two_workers_reach_the_weights_of_one_after_twenty_steps(
     # 42 sessions in batches of 9 are 5 steps an epoch; the last batch has 6, and shares differ in size.
     settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, epochs=4, batch_size=9)
     alone = finish(settings, CheckpointFolder(tmp_path / "alone"))
-    fit_distributed(with_workers(settings, 2), tmp_path / "two")
+    told: list[EpochReport] = []
+    fit_distributed(with_workers(settings, 2), tmp_path / "two", report=told.append)
+    assert [(epoch.epoch, epoch.workers) for epoch in told] == [(1, 2), (2, 2), (3, 2), (4, 2)]
     one, two = (
         CheckpointFolder(tmp_path / "alone").newest(),
         CheckpointFolder(tmp_path / "two" / "checkpoints").newest(),

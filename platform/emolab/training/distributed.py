@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,12 @@ def fit_distributed(
     tracker_uri: str = "",
     run_id: str = "",
     callbacks: Sequence[ray.train.UserCallback] = (),
+    report: Callable[[EpochReport], None] | None = None,
 ) -> None:
     """Train with ``settings.workers.count`` processes; the result is the newest checkpoint in ``folder``.
+
+    Args:
+        report: told of every epoch, in this process.
 
     Raises:
         UserError: the cluster is too small, or the data are unusable.
@@ -73,10 +80,58 @@ def fit_distributed(
         # Not split here: batches are planned over all sessions, so that they do not depend on the number of workers.
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
     )
+    told = _followed(folder / EPOCHS, report) if report is not None else nullcontext()
     try:
-        trainer.fit()
+        with told:
+            trainer.fit()
     except Exception as error:
         raise _cause(error) from error
+
+
+EPOCHS = "ray/epochs.jsonl"
+"""In a run's folder, beside Ray Train's own records: what the workers tell the process that waits for them."""
+_LOOK_SECONDS = 0.5
+
+
+@contextmanager
+def _followed(file: Path, report: Callable[[EpochReport], None]) -> Iterator[None]:
+    """Report every epoch that is added to the file in this block, while Ray Train holds the calling thread.
+
+    Ray Train tells results to its controller, another process, and to the caller only at the end.
+    """
+    begin, ended = file.stat().st_size if file.exists() else 0, threading.Event()
+
+    def follow() -> None:
+        place, last = begin, False
+        while not last:
+            last = ended.wait(_LOOK_SECONDS)  # once more after the end: the last epoch is told as well
+            lines = _lines_after(file, place)
+            place += sum(map(len, lines))
+            for line in lines:
+                report(EpochReport(**json.loads(line)))
+
+    thread = threading.Thread(target=follow, name="epochs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _tell(epoch: EpochReport, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(asdict(epoch)) + "\n")
+
+
+def _lines_after(file: Path, place: int) -> list[bytes]:
+    """Whole lines from a place on; what is still being written is left for the next look."""
+    if not file.exists():
+        return []
+    with file.open("rb") as content:
+        content.seek(place)
+        return [line for line in content.readlines() if line.endswith(b"\n")]
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -108,6 +163,7 @@ def _worker(config: dict[str, Any]) -> None:
         def report(epoch: EpochReport) -> None:
             if run is not None:
                 run.log_metrics(epoch.metrics(), step=epoch.epoch)
+                _tell(epoch, Path(config["folder"]) / EPOCHS)
             ray.train.report({**epoch.metrics(), "finished": epoch.finished})
 
         run_to_end(epochs, report)
