@@ -43,6 +43,14 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
             context = _connect(settings)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {settings.address!r}: {error}") from None
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # A bare Exception is what Ray raises where one of its processes did not come up, with a page of their logs.
+        reason = next(iter(str(error).strip().splitlines()), "")[:200]
+        raise UserError(
+            f"Ray did not start ({reason}): the machine may be too busy, run the same command again"
+        ) from None
     if context.dashboard_url:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
     try:

@@ -126,6 +126,7 @@ def _disk(settings: TuneSettings) -> Finding:
 
 def _tracker(settings: TuneSettings) -> Finding:
     tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+    tracker.find("emolab.kind", "doctor")  # a tracker that does not answer is no error of opening it
     return Finding(topic="tracker", good=True, detail=redact(tracker.uri))
 
 

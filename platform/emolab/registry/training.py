@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from emolab.registry.lookup import ModelVersion
 from emolab.registry.versions import register
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.runs import open_tracker
+from emolab.tracking.tracker import Tracker
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, train
@@ -29,17 +31,31 @@ def train_and_register(settings: TrainSettings, *, dry_run: bool, report: Callab
         return None
     tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
     trained = train(settings, tracker=tracker, report=lambda epoch: report(progress_line(epoch, settings)))
+    if trained.resumed_finished:
+        report(f"finished before, after {trained.progress.epoch} epochs: nothing was left to train")
     if trained.best_macro_f1 is not None:
-        report(
-            f"best validation macro-F1 {trained.best_macro_f1:.4f} (class prior accuracy {manifest.class_prior:.4f})"
-        )
+        prior = manifest.class_prior_macro_f1
+        report(f"best validation macro-F1 {trained.best_macro_f1:.4f} (class prior {prior:.4f})")
     report(f"model   {trained.folder / 'model'}\nrun     {trained.run_id}\nlook    {tracker.instructions()}")
     if settings.register_as and tracker.uri:
-        version = register(
-            trained.folder / "model", settings.register_as, run_id=trained.run_id, tracking_uri=tracker.uri
-        )
-        report(f"version {version.uri} (alias challenger)")
+        version = register_where_reached(trained, settings.register_as, tracker)
+        report(f"version {version.uri} (alias challenger)" if version else f"version {UNREACHED}")
     return trained
+
+
+UNREACHED = "not registered: the tracker cannot be reached; run the same command again when it can"
+
+
+def register_where_reached(trained: TrainedModel, name: str, tracker: Tracker) -> ModelVersion | None:
+    """Register a trained model; None where its run has not reached the tracker, which costs nobody the training.
+
+    Raises:
+        UserError: as ``register``.
+    """
+    run_id = tracker.settle(trained.run_id)
+    if run_id is None:
+        return None
+    return register(trained.folder / "model", name, run_id=run_id, tracking_uri=tracker.uri)
 
 
 def progress_line(epoch: EpochReport, settings: TrainSettings) -> str:

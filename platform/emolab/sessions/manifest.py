@@ -106,6 +106,11 @@ class Manifest(_Record):
         train, validation = self.splits["train"].label_counts, self.splits["validation"].label_counts
         return validation[train.index(max(train))] / max(1, sum(validation))
 
+    @property
+    def class_prior_macro_f1(self) -> float:
+        """Macro-F1 of the same answer: the F1 of one class, and 0 for all others."""
+        return 2 * self.class_prior / (1 + self.class_prior) / len(self.classes)
+
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a data set.
@@ -119,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(read_bytes(path, most=TABLE_BYTES, what="a manifest"))
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Manifest)}") from None
+        raise UserError(f"{path}: {explain(error, Manifest)}: prepare the data set again") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise UserError(
             f"{path}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; prepare it again"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emolab.cluster import cluster_gpus, connected, joins_cluster
-from emolab.registry.versions import register
+from emolab.registry.training import UNREACHED, progress_line, register_where_reached
 from emolab.reports.search import search_page
 from emolab.reports.search_figures import search_figures
 from emolab.sessions.manifest import Manifest, write_atomically
@@ -61,7 +61,13 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
 def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:
     chosen = result.settings.model_copy(update={"name": f"{result.folder.name}-best-{result.best.number}"})
     report(f"training the best configuration (trial {result.best.number}) with {chosen.workers.count} worker(s)")
-    return train(chosen, tracker=tracker, parent=result.run_id, tags={"emolab.kind": "best"})
+    return train(
+        chosen,
+        tracker=tracker,
+        parent=result.run_id,
+        tags={"emolab.kind": "best"},
+        report=lambda epoch: report(progress_line(epoch, chosen)),
+    )
 
 
 def _conclude(
@@ -96,10 +102,9 @@ def _conclude(
 
 def _register(name: str, winner: TrainedModel, tracker: Tracker, run: Run) -> str:
     """Register the winner where the registry can be reached; a line that says what became of it."""
-    run_id = tracker.settle(winner.run_id)
-    if run_id is None:
-        return "model   not registered: the tracker cannot be reached; run the same command again when it can"
-    version = register(winner.folder / "model", name, run_id=run_id, tracking_uri=tracker.uri)
+    version = register_where_reached(winner, name, tracker)
+    if version is None:
+        return f"model   {UNREACHED}"
     run.set_tags({"emolab.registered": version.uri})
     return f"model   {version.uri}  (alias challenger)"
 
@@ -128,14 +133,8 @@ def _comparison(manifest: Manifest, result: SearchResult, winner: TrainedModel) 
         f"best parameters: {parameters}",
         *([f"final: {chosen.mean:.4f} ± {chosen.half_width:.4f} over {len(chosen.values)} seeds"] if chosen else []),
         f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
-        f"{winner.progress.best_macro_f1:.4f} (class prior {prior_macro_f1(manifest):.4f}{ceiling})",
+        f"{winner.progress.best_macro_f1:.4f} (class prior {manifest.class_prior_macro_f1:.4f}{ceiling})",
     ]
-
-
-def prior_macro_f1(manifest: Manifest) -> float:
-    """Validation macro-F1 of always answering with the training split's most frequent class."""
-    classes = len(manifest.classes)
-    return 2 * manifest.class_prior / (1 + manifest.class_prior) / classes
 
 
 def _number(value: object) -> str:

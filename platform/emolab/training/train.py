@@ -42,6 +42,8 @@ class TrainedModel:
     run_id: str
     manifest: Manifest
     progress: Progress
+    resumed_finished: bool = False
+    """Whether all of it had been done by an earlier call."""
 
     @property
     def best_macro_f1(self) -> float | None:
@@ -59,6 +61,9 @@ def train(
 ) -> TrainedModel:
     """Train, or go on with, the run that the settings name.
 
+    Args:
+        report: told of every epoch, in this process, whoever trains.
+
     Raises:
         UserError: unusable data, configuration or cluster.
         NonFiniteLossError: the loss became NaN; the run is marked FAILED with epoch and step.
@@ -74,13 +79,15 @@ def train(
     run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags or {})
     finished = _finished(folder, checkpoints)
     if finished is not None:
-        return TrainedModel(folder=folder, run_id=run.run_id, manifest=manifest, progress=finished)
+        return TrainedModel(
+            folder=folder, run_id=run.run_id, manifest=manifest, progress=finished, resumed_finished=True
+        )
     try:
         if settings.workers.count > 1:
             from emolab.training.distributed import fit_distributed
 
             with connected(cluster):
-                fit_distributed(settings, folder, tracker_uri=tracker.uri, run_id=run.run_id)
+                fit_distributed(settings, folder, tracker_uri=tracker.uri, run_id=run.run_id, report=report)
             outcome = _newest(folder, checkpoints)
             run = tracker.resume(run.run_id)  # knows what the workers have recorded
         else:
