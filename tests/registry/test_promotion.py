@@ -160,6 +160,11 @@ def test_nothing_is_promoted_on_missing_evidence_and_the_test_split_is_opened_on
         "worst_single_modality_loss",
     }  # fmt: skip
     assert all(str(g.sentence).count("--") for g in verdict.gates if g.name in ("macro_f1", "calibration"))
+    untested = next(g.sentence for g in verdict.gates if g.name == "macro_f1")
+    assert untested.startswith(f"{version.uri} has not met the test split")  # an address is not capitalised
+    card = lab.tracker.artifact(verdict.run_id, "model_card.md").decode()
+    assert "Measured on" not in card
+    assert card.count("Not known:") == 4  # what three gates miss alike is said once
     assert lab.aliases() == (None, None)
 
     evaluated = settings_of(lab, version, gates, evaluate=str(lab.data))
@@ -197,6 +202,8 @@ def test_evidence_for_another_data_set_is_no_evidence(
     assert outcomes(verdict)["data_set"] == "failed"
     assert outcomes(verdict)["not_worse_than_champion"] == "missing evidence"
     assert "test split stays closed: data_set" in lines  # it could not win: the one look is not spent
+    untested = next(g.sentence for g in verdict.gates if g.name == "macro_f1")
+    assert untested.endswith("stays closed while it fails anyway: data_set.")  # not: add --evaluate, which was given
     assert OPENINGS not in lab.tracker.read(version.run_id).tags
     assert lab.aliases() == ("first", None)
     lab.forget()

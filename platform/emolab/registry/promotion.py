@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from emolab.configuration import Settings, to_yaml
 from emolab.names import UserError, checked_name
 from emolab.registry.aliases import Move, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
-from emolab.registry.evidence import RegisteredWeights, fetch, gather
+from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather
 from emolab.registry.gates import SHIPPED, Gates, load_gates
 from emolab.registry.judged import Judged
 from emolab.registry.judgement import ROLLED_BACK, judge
 from emolab.registry.lookup import ModelVersion, find_version
 from emolab.registry.measurement import machine, measure
 from emolab.registry.records import REPLACED, record_verdict, tag_promoted
-from emolab.registry.verdict import GateResult, Verdict
+from emolab.registry.verdict import GateResult, Missing, Verdict
 from emolab.studies.test_split import openings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, existing_tracker
@@ -158,10 +159,15 @@ def _judge(
         mine, *others = [gather(tracker, registered, rates) for registered in fetched]
         other = others[0] if others else None
         results = judge(gates, mine, other, served, promotion=run.run_id)
-        if settings.evaluate and not dry_run and _worth_opening(gates, results, report):
-            _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
-            mine, *others = [gather(tracker, registered, rates) for registered in fetched]
-            other = others[0] if others else None
+        if settings.evaluate and not dry_run:
+            closed = _not_worth_opening(gates, results)
+            if closed:
+                report(f"test split stays closed: {', '.join(closed)}")
+                mine = _kept_from_the_test(mine, closed)
+            else:
+                _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
+                mine, *others = [gather(tracker, registered, rates) for registered in fetched]
+                other = others[0] if others else None
             results = judge(gates, mine, other, served, promotion=run.run_id)
     verdict = Verdict(
         model=challenger.name,
@@ -177,14 +183,21 @@ def _judge(
     return Judged(verdict=verdict, gates=gates, challenger=mine, champion=other, served=served)
 
 
-def _worth_opening(gates: Gates, results: Sequence[GateResult], report: Callable[[str], None]) -> bool:
+def _not_worth_opening(gates: Gates, results: Sequence[GateResult]) -> list[str]:
     """A model meets the test split once: not while it fails anyway, nor by code that would spoil the evidence."""
     failed = [result.name for result in results if result.outcome == "failed"]
     if gates.provenance.clean_commit and code_version().get("emolab.git_clean") != "true":
         failed.append("clean_commit, because this code is not committed")
-    if failed:
-        report(f"test split stays closed: {', '.join(failed)}")
-    return not failed
+    return failed
+
+
+def _kept_from_the_test(evidence: Evidence, closed: Sequence[str]) -> Evidence:
+    """The same with the reason why --evaluate opened nothing, instead of the advice to give --evaluate."""
+    if isinstance(evidence.tested, Tested):
+        return evidence
+    uri = evidence.version.uri
+    reason = f"{uri} has not met the test split, which stays closed while it fails anyway: {', '.join(closed)}"
+    return replace(evidence, tested=Missing(reason=reason))
 
 
 def _evaluate(

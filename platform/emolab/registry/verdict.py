@@ -120,9 +120,10 @@ def decided(name: str, passed: bool, sentence: str, runs: tuple[str, ...]) -> Ga
 
 
 def missing(name: str, absent: Missing, runs: Sequence[str], *, limit: float | None = None) -> GateResult:
-    sentence = absent.reason[0].upper() + absent.reason[1:] + "."
+    names_version = absent.reason.startswith("models:/")  # an address, which keeps its letters as they are
+    sentence = absent.reason if names_version else absent.reason[0].upper() + absent.reason[1:]
     return GateResult(
-        name=name, outcome="missing evidence", value=None, threshold=limit, sentence=sentence, runs=tuple(runs)
+        name=name, outcome="missing evidence", value=None, threshold=limit, sentence=f"{sentence}.", runs=tuple(runs)
     )
 
 

@@ -102,10 +102,13 @@ def _limits(judged: Judged) -> str:
     evidence = judged.challenger
     held, found = evidence.registered, []
     test = held.manifest.splits["test"]
-    found.append(
-        f"Measured on {test.sessions} sessions of {len(test.speakers)} speakers who were not in training, from one "
-        f"corpus ({held.manifest.corpus}); other people, languages, rooms and devices were not tried."
-    )
+    if isinstance(evidence.tested, Tested) or evidence.sweeps:
+        found.append(
+            f"Measured on {test.sessions} sessions of {len(test.speakers)} speakers who were not in training, from one "
+            f"corpus ({held.manifest.corpus}); other people, languages, rooms and devices were not tried."
+        )
+    else:
+        found.append("Nothing was measured on people who were not in training.")
     if isinstance(evidence.tested, Tested):
         recalls_found = class_recall(evidence.tested.counts)
         worst = int(np.nanargmin(recalls_found))
@@ -126,7 +129,8 @@ def _limits(judged: Judged) -> str:
             f"{curve.scores[0]:.3f} to {curve.scores[-1]:.3f} and the calibration error goes from "
             f"{curve.calibration[0]:.3f} to {curve.calibration[-1]:.3f}."
         )
-    found += [f"Not known: {gate.sentence}" for gate in judged.verdict.gates if gate.outcome == "missing evidence"]
+    absent = [gate.sentence for gate in judged.verdict.gates if gate.outcome == "missing evidence"]
+    found += [f"Not known: {sentence}" for sentence in dict.fromkeys(absent)]
     found += [f"Gate failed: {gate.sentence}" for gate in judged.verdict.gates if gate.outcome == "failed"]
     return "\n\n".join(found)
 
