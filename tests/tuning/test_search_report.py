@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from emolab.reports.page import Section, TableData, page
 from emolab.reports.search import search_page
-from emolab.reports.search_figures import best_so_far, epochs_by_rung, search_figures
+from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, search_figures
+from emolab.reports.tables import to_csv, to_latex
 from emolab.tuning.finals import Finalist
 from emolab.tuning.methods import make_sampler
 from emolab.tuning.space import SearchSpace
@@ -53,7 +55,9 @@ def result(tmp_path: Path) -> Any:
     return SimpleNamespace(
         folder=tmp_path,
         run_id="run-1",
-        manifest=SimpleNamespace(splits={"validation": split}, class_prior=0.4, digest="d" * 64),
+        manifest=SimpleNamespace(
+            splits={"validation": split}, class_prior=0.4, class_prior_macro_f1=0.1429, digest="d" * 64
+        ),
         records=study.records(),
         best=best,
         finalists=[Finalist(record=best, values=(0.5, 0.52, 0.54))],
@@ -68,13 +72,33 @@ WINNER: Any = SimpleNamespace(run_id="run-2", progress=SimpleNamespace(best_macr
 def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:
     figures = search_figures(result)
     assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
-    page = search_page(result, WINNER, figures).decode()
-    assert page.count("<svg") == len(figures) + 1  # and the training curves
-    for part in ("run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss"):
-        assert part in page, part
-    rows = re.findall(r"<tr><td data-value=\"(\d+)\">\d+</td><td data-value=\"(complete|pruned|failed|fail)\"", page)
+    shown = search_page(result, WINNER, figures).decode()
+    assert shown.count("<svg") == len(figures) + 1  # and the training curves
+    for part in ("run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss", "0.1429"):
+        assert part in shown, part
+    rows = re.findall(r"<tr><td data-value=\"(\d+)\">\d+</td><td data-value=\"(complete|pruned|failed|fail)\"", shown)
     assert len(rows) == 12
     assert search_figures(result) == figures  # equal results, equal bytes
+
+
+def test_trials_and_epochs_are_counted_in_whole_numbers(result: Any) -> None:
+    few = [record for record in result.records if record.number < 3]
+    ticks = re.findall(r">(\d+\.\d+)</text>", history(few).decode())
+    assert all(float(tick) < 1 for tick in ticks)  # those of the score alone
+
+
+def test_a_column_without_anything_in_it_is_not_shown() -> None:
+    table = TableData(columns=["trial", "score", "failure"], rows=[[0, 0.5, ""], [1, None, None]])
+    shown = page("t", [], [Section(title="s", table=table)]).decode()
+    assert "<th>score</th>" in shown
+    assert "failure" not in shown
+    assert to_csv(table).decode().splitlines()[0] == "trial,score,failure"
+
+
+def test_numbers_of_a_latex_column_have_one_precision() -> None:
+    table = TableData(columns=["model", "score"], rows=[["a", 0.29], ["b", 0.2874], ["c", 0.0], ["d", 123456.0]])
+    rows = to_latex(table).decode().splitlines()[4:8]
+    assert [row.split("$")[1] for row in rows] == ["0.2900", "0.2874", "0", "123456"]
 
 
 def test_the_stretches_between_decisions_hold_all_epochs(result: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -32,6 +33,7 @@ def training_curves(reports: Sequence[Mapping[str, float | None]]) -> bytes:
         _curve(score, reports, "validation_accuracy", "accuracy")
         score.set(xlabel="epoch", ylabel="validation score")
         for axes in (loss, score):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if axes.lines:  # a run without validation has no score
                 axes.legend(frameon=False)
         return svg(figure)

@@ -114,8 +114,10 @@ def _figure(svg: str) -> str:
 def _table(table: TableData | None) -> str:
     if table is None:
         return ""
-    heads = "".join(_head(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns))
-    rows = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in table.rows)
+    # A column without anything in it only pushes the others out of sight; files for other programs keep it.
+    told = [i for i in range(len(table.columns)) if not table.rows or any(shown(row[i]) for row in table.rows)]
+    heads = "".join(_head(table.columns[i], [row[i] for row in table.rows]) for i in told)
+    rows = "".join("<tr>" + "".join(_cell(row[i]) for i in told) + "</tr>" for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emolab.studies.bootstrap import Metric
     from emolab.studies.robustness_results import Group, RobustnessResults
 
+_SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 COMPARED_RATE = 0.6
 """The rate at which the paper claims an accuracy of 0.85 (section V.E)."""
 
@@ -71,7 +72,7 @@ def _summary(results: RobustnessResults) -> TableData:
                 results.worst_speaker(group)[0],
             ]
         )
-    heads = [key.replace("_", " ") for key in keys]
+    heads = [key.replace("macro_f1", "macro-F1").replace("_", " ") for key in keys]
     return TableData(columns=["model", "models", "engine", *heads, "worst condition", "worst speaker"], rows=rows)
 
 
@@ -86,7 +87,7 @@ def _curves(results: RobustnessResults) -> bytes:
             for number, group in enumerate(results.groups):
                 points = results.scores(group, main[1], metric)
                 _band(axes, list(main[1]), [(p.value, p.low, p.high) for p in points], group, number)
-            axes.set(xlabel=f"rate of {main[0][0]}", ylabel=metric.replace("_", "-"))
+            axes.set(xlabel=f"rate of {main[0][0]}", ylabel=_SCORES[metric])
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
 

@@ -23,7 +23,7 @@ def search_page(result: SearchResult, winner: TrainedModel, figures: Mapping[str
     lines = [
         f"Best trial {result.best.number}: validation macro-F1 {result.best.value:.4f}; trained again, "
         f"{winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
-        f"Class prior: accuracy {result.manifest.class_prior:.4f}."
+        f"Class prior: accuracy {result.manifest.class_prior:.4f}, macro-F1 {result.manifest.class_prior_macro_f1:.4f}."
         + (
             f" Exact filter: accuracy {reference['ceiling_accuracy']:.4f}, "
             f"macro-F1 {reference['ceiling_macro_f1']:.4f}."

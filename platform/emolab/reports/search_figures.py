@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from emolab.reports.figures import STYLE, svg
 
@@ -52,6 +53,8 @@ def history(records: Sequence[TrialRecord]) -> bytes:
                 axes.step(*zip(*line, strict=True), where="post", color="C1", label="best so far")
         by_trial.set(xlabel="trial", ylabel=_SCORE)
         by_epoch.set(xlabel="epochs trained so far")
+        for axes in (by_trial, by_epoch):  # there is no half a trial
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         by_trial.legend(frameon=False)
         return svg(figure)
 
@@ -89,7 +92,7 @@ def budget(records: Sequence[TrialRecord], rungs: Sequence[int]) -> bytes:
         figure = Figure(figsize=(8.5, 2.8), layout="constrained")
         axes = figure.subplots()
         bars = axes.bar([name for name, _, _ in rows], [epochs for _, _, epochs in rows], color="C0", width=0.6)
-        axes.bar_label(bars, [f"{trials} trials" for _, trials, _ in rows], padding=2)
+        axes.bar_label(bars, [f"{trials} trial{'s' * (trials != 1)}" for _, trials, _ in rows], padding=2)
         axes.set(xlabel="epochs of a trial", ylabel="epochs spent")
         axes.margins(y=0.15)
         return svg(figure)

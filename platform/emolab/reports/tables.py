@@ -50,7 +50,9 @@ def _latex(value: Any) -> str:
         return "--"
     if isinstance(value, Measured):
         return "$" + str(value).replace("±", r"\pm") + "$"
-    return f"${shown(value)}$" if isinstance(value, float) else _escaped(str(value))
+    if isinstance(value, float):  # with its last zeros, so that a column reads as one precision
+        return f"${f'{value:#.4g}' if 1e-4 <= abs(value) < 1e4 else shown(value)}$".replace(".$", "$")
+    return _escaped(str(value))
 
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
