@@ -92,6 +92,11 @@ def test_a_modality_that_the_data_lacks_is_refused_before_anything_is_computed(s
         expand(grid, MODALITIES)
 
 
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(UserError, match=r"mine\.yaml: no such file"):
+        load_suite(tmp_path / "mine.yaml")
+
+
 def test_files(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\nsweeps: [{corruption: gaussian, levels: [2]}]\n")

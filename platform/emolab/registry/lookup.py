@@ -55,6 +55,8 @@ def find_version(uri: str, tracker: MLflowTracker) -> ModelVersion:
     except MlflowException as error:
         known = _known_aliases(name, tracker)
         hint = f" (aliases: {', '.join(known)})" if alias and known else ""
+        if alias == "champion" and known:
+            hint += ", jobs/promote.py makes a champion"
         raise UserError(f"the registry has no {uri}{hint}: {' '.join(str(error).split())[:120]}") from None
     return ModelVersion(name=name, version=str(found.version), run_id=str(found.run_id))
 

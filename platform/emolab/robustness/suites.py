@@ -74,6 +74,8 @@ def load_suite(name_or_file: str | Path) -> Suite:
     shipped = shipped_suites()
     path = shipped.get(str(name_or_file), Path(name_or_file))
     if not path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            raise UserError(f"{path}: no such file")
         near = nearest(str(name_or_file), shipped)
         raise UserError(f"unknown suite {str(name_or_file)!r}{near} (suites: {', '.join(shipped)}, or a YAML file)")
     try:

@@ -135,6 +135,7 @@ def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, r
         require({"CPU": 1.0}, purpose="batch prediction")
         for number, row in enumerate(_run(missing, kept.folder, settings.actors), start=1):
             report(f"shard {number} of {len(missing)}: {row['sessions']} sessions, {row['steps']} steps")
+    report(f"tables  {folder} ({len(units)} Parquet file{'s' * (len(units) != 1)}, a row per step)")
     return folder
 
 

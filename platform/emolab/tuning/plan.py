@@ -175,7 +175,8 @@ def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, e
         f"expected: {search:.0f} of at most {plan.trials * most} epochs in the search"
         f"{f', {final} in the final' if final else ''}, {most} for the best; "
         f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
-        f"{start_up:.0f} s to start a process: about {_duration(seconds)}"
+        f"{start_up:.0f} s to start a process: about {_duration(seconds)}, besides the start of Ray and of the last "
+        "training"
     )
 
 
