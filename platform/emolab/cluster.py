@@ -146,12 +146,16 @@ def _start_local(settings: ClusterSettings) -> Any:
     # Where nothing else is said, Ray asks for a token, and would write one that it has to make into this file.
     if not (_TOKEN_PLACES & os.environ.keys() or _TOKEN_FILE.expanduser().exists()):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this process and those it starts
+    constants: Any = importlib.import_module("ray._private.ray_constants")  # holds what the variable was at first
+    constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = max(constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S, _DASHBOARD_SECONDS)
     with _on_loopback():
         return ray.init(
             address="local", num_cpus=settings.cpus, include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET
         )
 
 
+_DASHBOARD_SECONDS = 300
+"""On a machine full of other work the dashboard's imports alone take longer than the minute that Ray waits for it."""
 _TOKEN_PLACES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _TOKEN_FILE = Path("~/.ray/auth_token")
 _NODE_HAS_AN_ADDRESS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
