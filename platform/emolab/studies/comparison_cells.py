@@ -123,10 +123,13 @@ def measure_cells(
         return 0
     tasks = [(cell, t, place, settings) for cell, t in zip(cells, trained, strict=True) if not t.failure]
     measured = 0
-    for index, outcome in _in_parallel(ray.remote(_measure_cell).options(num_cpus=1), tasks, place.concurrency):
+    answers = _in_parallel(ray.remote(_measure_cell).options(num_cpus=1), tasks, place.concurrency)
+    for done, (index, outcome) in enumerate(answers, start=1):
         if isinstance(outcome, Exception):
             raise UserError(f"measuring {tasks[index][0]} failed: {outcome}; run the same command again")
         measured += outcome
+        if outcome and done < len(tasks) and done % max(1, len(tasks) // 10) == 0:  # it can take as long as training
+            report(f"Lemma 1 and Theorem 1: {done} of {len(tasks)} models")
     if measured:
         report(f"Lemma 1 and Theorem 1 measured on {measured} of {len(tasks)} models")
     return measured
