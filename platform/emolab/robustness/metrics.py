@@ -55,7 +55,7 @@ def effective_robustness(scores: ArrayLike, reference: ArrayLike) -> float:
     f, late = np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if f.shape != late.shape or f.ndim != 1 or not len(f):
         raise ValueError(f"expected two curves of equal length, got shapes {f.shape} and {late.shape}")
-    return float((f - (late + f[0] - late[0])).sum())
+    return float(((f - f[0]) - (late - late[0])).sum())  # in this order it is 0 where both are one curve
 
 
 def largest_tolerated_rate(rates: ArrayLike, scores: ArrayLike, *, loss: float = TOLERATED_LOSS) -> float:
