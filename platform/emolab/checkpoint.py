@@ -110,6 +110,10 @@ class Checkpoints(ABC):
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digests match; damaged ones are skipped with a warning."""
 
+    @abstractmethod
+    def discard(self) -> None:
+        """Delete all of them; what cannot be deleted only costs space."""
+
 
 class CheckpointFolder(Checkpoints):
     """In a folder, one folder an epoch."""
@@ -129,6 +133,9 @@ class CheckpointFolder(Checkpoints):
             except UserError as error:
                 LOGGER.warning("%s; trying the one before it", error)
         return None
+
+    def discard(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.root.glob("epoch-*") if path.is_dir())

@@ -97,6 +97,15 @@ class RemoteCheckpoints(Checkpoints):
             raise UserError(f"the checkpoints in {SCHEME}{self.root} cannot be read: {_line(error)}") from None
         return None
 
+    def discard(self) -> None:
+        try:
+            for place, files in self._places().items():
+                if MANIFEST in files:
+                    self._filesystem.delete_file(f"{place}/{MANIFEST}")
+                self._filesystem.delete_dir(place)
+        except OSError as error:
+            LOGGER.warning("the checkpoints in %s%s cannot be deleted: %s", SCHEME, self.root, _line(error))
+
     def _places(self) -> dict[str, set[str]]:
         """Prefix of every checkpoint, whole or not -> names of its objects."""
         listing: Any = self._filesystem.get_file_info(FileSelector(self.root, recursive=True, allow_not_found=True))

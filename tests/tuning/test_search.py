@@ -179,6 +179,16 @@ with connected(ClusterSettings(address=sys.argv[2])):
 """
 
 
+def started_driver(settings: TuneSettings) -> subprocess.Popen[str]:
+    """The search in a process of its own, on the cluster of this one; its output can be read line by line."""
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, settings.model_dump_json(), ray.get_runtime_context().gcs_address],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'platform'}:{REPOSITORY / 'model'}"},
+    )
+
+
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
@@ -190,13 +200,7 @@ def test_a_killed_driver_loses_nothing_and_a_second_one_is_refused(
     settings = settings.model_copy(update={"training": settings.training.model_copy(update=LONG)})
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
     tracker = tracker_of(settings)
-    address = ray.get_runtime_context().gcs_address
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, settings.model_dump_json(), address],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": f"{REPOSITORY / 'platform'}:{REPOSITORY / 'model'}"},
-    )
+    driver = started_driver(settings)
     assert driver.stdout is not None
     try:
         ended = [driver.stdout.readline() for _ in range(2)]

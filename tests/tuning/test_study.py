@@ -100,6 +100,45 @@ def test_interrupted_trials_are_queued_again_with_their_parameters_and_nothing_i
     assert sum(t.user_attrs.get("reason") == "interrupted" for t in stored(tmp_path)) == 2
 
 
+def test_a_sampler_learns_from_a_paused_trial_as_from_one_that_was_pruned_there(tmp_path: Path) -> None:
+    """Also after a restart. To a sampler a trial that runs is a bad one, and paused trials hold all that is known."""
+
+    def next_draw(folder: Path, *, pause: bool, reopen: bool) -> dict[str, Any]:
+        study = open_study(folder)
+        for draw in [study.ask() for _ in range(12)]:
+            study.report(draw.number, 1, draw.parameters["model.dropout"])
+            if pause:
+                study.pause(draw.number, [{"epoch": 1}])
+            else:
+                study.tell(draw.number, "PRUNED", epochs=1)
+        study.flush()
+        if reopen:
+            study = open_study(folder)
+            assert study.requeue_interrupted(paused_go_on=True) == 0
+            assert [(d.number, len(curve), value) for d, curve, value in study.resume_paused()] == [
+                (t.number, 1, t.params["model.dropout"]) for t in stored(folder)
+            ]
+        study.use_sampler(make_sampler("tpe", seed=5, space=SPACE))
+        assert {t.state for t in stored(folder)} == {TrialState.RUNNING if pause else TrialState.PRUNED}
+        return study.ask().parameters
+
+    known = next_draw(tmp_path / "pruned", pause=False, reopen=False)
+    assert next_draw(tmp_path / "paused", pause=True, reopen=False) == known
+    assert next_draw(tmp_path / "reopened", pause=True, reopen=True) == known
+
+
+def test_paused_trials_are_queued_again_where_nothing_goes_on_from_them(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    draw = study.ask()
+    study.report(draw.number, 1, 0.5)
+    study.pause(draw.number, [{"epoch": 1}])
+    study.flush()
+    again = open_study(tmp_path)
+    assert again.requeue_interrupted() == 1
+    assert again.resume_paused() == []
+    assert again.ask().parameters == draw.parameters
+
+
 def test_a_configuration_with_the_same_labels_is_queued_once_also_by_a_later_process(tmp_path: Path) -> None:
     point = {"training.learning_rate": 1e-3, "model.dropout": 0.25}
     for _ in range(2):

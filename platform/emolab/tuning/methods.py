@@ -16,7 +16,7 @@ from emolab.names import UserError
 from emolab.tuning.space import SHAPE_FREE, CategoricalParameter, SearchSpace
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
-Scheduler = Literal["asha", "hyperband", "median", "none", "pbt"]
+Scheduler = Literal["asha", "halving", "hyperband", "median", "none", "pbt"]
 
 _STARTUP = 4
 """Trials that the median scheduler lets run to their end before it stops one."""
@@ -68,7 +68,7 @@ def _cmaes(seed: int, pruning: bool, earlier: Sequence[FrozenTrial]) -> CmaEsSam
 
 
 def make_pruner(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> BasePruner:
-    """Who decides that a trial stops before its end.
+    """Who decides that a trial stops before its end; with halving the driver of the trials does.
 
     Args:
         grace: epochs before the first decision.
@@ -86,7 +86,7 @@ def make_pruner(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -
 
 def rungs(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> list[int]:
     """The epochs after which a trial may be stopped, in order."""
-    if scheduler in ("asha", "hyperband"):
+    if scheduler in ("asha", "halving", "hyperband"):
         steps = max(1, math.ceil(math.log(max(2, epochs)) / math.log(factor)) + 1)
         return [grace * factor**step for step in range(steps) if grace * factor**step < epochs]
     return list(range(grace, epochs)) if scheduler == "median" else []
@@ -138,6 +138,11 @@ def check_methods(
             f"scheduler hyperband needs training.epochs of at least grace_epochs x reduction_factor = "
             f"{grace * factor}, got {epochs}: choose asha"
         )
+    if scheduler == "halving":
+        if workers > 1:
+            raise UserError("scheduler halving needs trials of one worker: set workers.count=1, or choose asha")
+        if sampler in ("gp", "cmaes"):
+            raise UserError(f"sampler {sampler} learns nothing from trials that pause: choose tpe or random, or asha")
     if scheduler == "pbt":
         _check_population(sampler, space, objectives=objectives, workers=workers, trials=trials)
 

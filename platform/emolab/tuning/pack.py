@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from emolab.checkpoint import Checkpoints
 from emolab.names import UserError
 from emolab.training.data import load_training_data
 from emolab.training.loop import run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import epochs_in_process
+from emolab.tuning.pausing import paused_trial
 from emolab.tuning.space import configured
 
 ANSWER_SECONDS = 5.0
@@ -46,6 +48,9 @@ class PackSettings:
     """``TrainSettings`` of every trial."""
     robustness: bool
     limits: dict[str, float]
+    study: str | None = None
+    """Folder of the study, where trials pause at the rungs."""
+    rungs: tuple[int, ...] = ()
 
 
 class TrialPack:
@@ -132,13 +137,19 @@ class Alone(Group):
                 excess = excess_over(chosen, self._settings.limits)
                 if any(value > 0 for value in excess.values()):
                     return {self._number: Answer(excess=excess)}
-                self._epochs = epochs_in_process(chosen)
+                self._epochs = epochs_in_process(chosen, checkpoints=self._paused())
             while not reports or not (reports[-1].finished or reports[-1].epoch >= until or _due(started)):
                 reports.append(next(self._epochs))
             robustness = self._robustness() if reports[-1].finished and self._settings.robustness else None
         except Exception as error:  # whatever it is, it is the end of this trial and of no other
             return {self._number: Answer(reports=reports, excess=excess, failure=reason_of(error))}
         return {self._number: Answer(reports=reports, excess=excess, robustness=robustness)}
+
+    def _paused(self) -> Checkpoints | None:
+        where, rungs = self._settings.study, self._settings.rungs
+        if where is None or not rungs:
+            return None
+        return paused_trial(Path(where), self._number, self._parameters, self._base, rungs)
 
     def _robustness(self) -> float:
         outcome = run_to_end(self._epochs, lambda _: None)  # it has no epoch left

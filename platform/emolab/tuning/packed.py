@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,11 +19,15 @@ from ray.exceptions import RayActorError, RayTaskError
 from emolab.cluster import user_error
 from emolab.names import UserError
 from emolab.training.metrics import EpochReport
+from emolab.training.recipe import TrainSettings
+from emolab.tuning.halving import Halving
 from emolab.tuning.pack import Answer, PackSettings, TrialPack
+from emolab.tuning.pausing import paused_trial
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import SHAPE_FREE
 from emolab.tuning.study import Draw, State, Study
 
+_SPENT = "the epoch budget was spent after epoch {}"
 _POLL_SECONDS = 1.0
 """How often hung processes are looked for while no answer comes."""
 
@@ -39,7 +44,9 @@ class PackedPlan:
     """In the study when the search is over."""
     epoch_budget: int | None = None
     rungs: Sequence[int] = ()
-    """Epochs after which the study is asked whether a trial goes on."""
+    """Epochs after which it is decided whether a trial goes on."""
+    halving: int | None = None
+    """Trials pause at the rungs, and one in so many goes on from each; otherwise the study is asked at once."""
     fused: int = 1
     """Configurations trained in one step by a process."""
     retries: int = 2
@@ -55,7 +62,10 @@ class _Trial:
 
     draw: Draw
     started: float
-    reports: list[EpochReport] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of its epochs."""
+    value: float | None = None
+    """Of the weights it would keep after the last one."""
     losses: int = 0
 
 
@@ -89,6 +99,10 @@ class PackedTrials:
         self._drawn: Draw | None = None
         self._processes: list[_Process] = []
         self._failed_starts = 0
+        self._base = TrainSettings.model_validate(plan.pack.base)
+        self._halving = None
+        if plan.halving is not None and plan.rungs:
+            self._halving = Halving(plan.rungs, factor=plan.halving, trials=plan.trials)
 
     def run(self) -> None:
         """Run trials until the study holds all of them.
@@ -96,7 +110,8 @@ class PackedTrials:
         Raises:
             UserError: the data are of no use, the study cannot be written, or every process was lost for good.
         """
-        if not self._may_start():
+        self._resume_paused()
+        if not (self._running or self._may_start()):
             return
         try:
             self._processes = [self._process() for _ in range(self._plan.processes)]
@@ -113,6 +128,21 @@ class PackedTrials:
         actor = start_process(self._plan.pack, self._plan.resources)
         return _Process(actor=actor, call=actor.load.remote())
 
+    def _resume_paused(self) -> None:
+        """Take up the trials that an earlier call left at a rung."""
+        if self._halving is None:
+            return
+        for record in self._study.records():
+            self._halving.count_ended(record.epochs)
+        paused = self._study.resume_paused()
+        if paused:
+            self._report(f"{len(paused)} trials go on from where they paused")
+        for draw, curve, value in paused:
+            self._running[draw.number] = _Trial(draw=draw, started=time.perf_counter(), curve=curve, value=value)
+            self._halving.pause(draw.number, len(curve), value)
+            self._recorder.resumed(draw.number, draw.parameters)
+        self._end_hopeless()
+
     def _occupy(self) -> bool:
         """Give every idle process a group of trials; whether there is anything to wait for."""
         for process in self._processes:
@@ -128,11 +158,11 @@ class PackedTrials:
         """Of the budget; with several processes, before what the others are at."""
         if self._plan.epoch_budget is None:
             return 2**31
-        running = sum(len(trial.reports) for trial in self._running.values())
+        running = sum(len(trial.curve) for trial in self._running.values())
         return self._plan.epoch_budget - self._study.epochs() - running
 
     def _next_group(self) -> list[Draw]:
-        """Trials to begin: those whose process was lost, else new draws that share their shapes."""
+        """Trials to run: those whose process was lost, else new draws that share their shapes, else a paused one."""
         if self._again:
             return self._again.popleft()
         group: list[Draw] = []
@@ -142,17 +172,30 @@ class PackedTrials:
                 self._drawn = draw  # the next group begins with it
                 break
             group.append(draw)
-        return group
+        return group or self._paused()
+
+    def _paused(self) -> list[Draw]:
+        """The trial that goes on from its rung, where that is decided."""
+        number = self._halving.go_on(self._unstarted()) if self._halving is not None else None
+        if number is None:
+            return []
+        self._study.go_on(number)
+        return [self._running[number].draw]
+
+    def _unstarted(self) -> int:
+        return self._plan.trials - self._study.finished() - len(self._running) if self._may_start() else 0
 
     def _draw(self) -> Draw:
         draw = self._study.ask()
         self._running[draw.number] = _Trial(draw=draw, started=time.perf_counter())
         self._recorder.began(draw.number, draw.parameters)
+        if self._halving is not None:
+            self._halving.begin(draw.number)
         return draw
 
     def _advance(self, process: _Process, group: list[Draw]) -> None:
         process.group, process.since = group, time.monotonic()
-        epoch = max(len(self._running[draw.number].reports) for draw in group)
+        epoch = max(len(self._running[draw.number].curve) for draw in group)
         until = min(
             next((rung for rung in self._plan.rungs if rung > epoch), 2**31),
             epoch + max(1, self._epochs_left() // len(group)),
@@ -186,11 +229,12 @@ class PackedTrials:
     def _goes_on(self, number: int, answer: Answer) -> bool:
         """Tell the study what became of a trial; whether it has epochs left to run."""
         trial = self._running[number]
-        new = [report for report in answer.reports if report.epoch > len(trial.reports)]
-        trial.reports += new
+        new = [report for report in answer.reports if report.epoch > len(trial.curve)]
         for report in new:
-            if report.kept_macro_f1 is not None:
-                self._study.report(number, report.epoch, report.kept_macro_f1)
+            trial.curve.append(_curve_point(report))
+            trial.value = report.kept_macro_f1
+            if trial.value is not None:
+                self._study.report(number, report.epoch, trial.value)
         self._recorder.epochs(number, [report.metrics() for report in new])
         self._study.constrain(number, answer.excess)
         over = [name for name, value in answer.excess.items() if value > 0]
@@ -198,24 +242,47 @@ class PackedTrials:
             self._end(number, "FAIL", reason=answer.failure)
         elif over:
             self._end(number, "PRUNED", reason=f"over the limit: {', '.join(over)}")
-        elif trial.reports and trial.reports[-1].finished:
-            self._end(number, "COMPLETE", values=_values(trial.reports[-1], answer))
-        elif len(trial.reports) in self._plan.rungs and self._study.should_prune(number):
-            self._end(number, "PRUNED", reason=f"pruned after epoch {len(trial.reports)}")
+        elif answer.reports and answer.reports[-1].finished:
+            self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
         elif self._epochs_left() <= 0:
-            self._end(number, "PRUNED", reason=f"the epoch budget was spent after epoch {len(trial.reports)}")
+            self._end(number, "PRUNED", reason=_SPENT.format(len(trial.curve)))
+        elif len(trial.curve) in self._plan.rungs:
+            return self._passes(number)
         return number in self._running
+
+    def _passes(self, number: int) -> bool:
+        """Whether a trial goes on from a rung at once."""
+        trial = self._running[number]
+        if self._halving is not None:
+            self._halving.pause(number, len(trial.curve), trial.value or 0.0)
+            self._study.pause(number, trial.curve)
+            self._end_hopeless()
+            return False
+        if self._study.should_prune(number):
+            self._end(number, "PRUNED", reason=f"pruned after epoch {len(trial.curve)}")
+        return number in self._running
+
+    def _end_hopeless(self) -> None:
+        """End the paused trials that can never go on."""
+        assert self._halving is not None
+        for number in self._halving.hopeless():
+            self._end(number, "PRUNED", reason=f"pruned after epoch {len(self._running[number].curve)}")
+        if self._epochs_left() <= 0:
+            for number in self._halving.paused():
+                self._end(number, "PRUNED", reason=_SPENT.format(len(self._running[number].curve)))
 
     def _end(self, number: int, state: State, *, reason: str = "", values: Sequence[float] = ()) -> None:
         trial = self._running.pop(number)
+        if self._halving is not None:
+            self._halving.end(number)
         self._study.tell(
             number,
             state,
             values,
             reason=reason,
-            epochs=len(trial.reports),
+            epochs=len(trial.curve),
             seconds=time.perf_counter() - trial.started,
-            curves=[_curve_point(report) for report in trial.reports],
+            curves=trial.curve,
         )
         self._told.append(number)
 
@@ -224,6 +291,10 @@ class PackedTrials:
         while self._told and self._study.durable(self._told[0]):
             record = self._study.record(self._told.popleft())
             self._recorder.ended(record)
+            if self._halving is not None and self._plan.pack.study is not None:
+                paused_trial(
+                    Path(self._plan.pack.study), record.number, record.parameters, self._base, self._plan.rungs
+                ).discard()
             state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(record.state, "failed")
             outcome = (
                 record.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.fused import FUSABLE
 from emolab.training.recipe import WorkerSettings, fingerprint
 from emolab.tuning.calibration import sample_configurations
+from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_methods, expected_epochs, rungs
 from emolab.tuning.pack import PackSettings
 from emolab.tuning.packed import start_process
@@ -59,6 +60,9 @@ class SearchPlan:
         tuning, epochs = settings.tuning, settings.training.epochs
         holds = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
         stops = f", decisions after epochs {', '.join(map(str, self.rungs))}" if self.rungs else ""
+        if tuning.stopping == "halving" and self.rungs:
+            going = places(self.trials, rungs=len(self.rungs), factor=tuning.reduction_factor)
+            stops += f", from which {', '.join(map(str, going))} go on"
         budget = f", {tuning.epoch_budget} epochs in all" if tuning.epoch_budget else ""
         fused = f", {self.fused} configurations in one step" if self.fused > 1 else ""
         final = tuning.final
@@ -102,18 +106,35 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     trials = tuning.trials
     if tuning.sampler == "grid":
         trials = min(trials, math.prod(len(values) for values in space.grid().values()))
+    decisions = rungs(
+        tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=training.epochs
+    )
+    if tuning.stopping == "halving":
+        _check_budget(settings, trials, decisions)
     return SearchPlan(
         folder=contained(Path(settings.output), _name(settings, space, manifest), what="study name"),
         manifest=manifest,
         space=space,
         concurrency=min(tuning.concurrency or fitting, fitting, trials),
         trials=trials,
-        rungs=rungs(tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=training.epochs),
+        rungs=decisions,
         fused=_fused(settings, space),
         resources=needs,
         final_workers=final_workers,
         storage=tuning.storage,
     )
+
+
+def _check_budget(settings: TuneSettings, trials: int, rungs: Sequence[int]) -> None:
+    """Refuse a halving of which no trial would see the end."""
+    tuning, epochs = settings.tuning, settings.training.epochs
+    budget, factor = tuning.epoch_budget, tuning.reduction_factor
+    needed = halving_epochs(trials, rungs, factor=factor, epochs=epochs)
+    if budget is None or needed <= budget:
+        return
+    fitting = [n for n in range(1, trials) if halving_epochs(n, rungs, factor=factor, epochs=epochs) <= budget]
+    instead = f"set tuning.trials={fitting[-1]}" if fitting else f"set tuning.epoch_budget to at least {epochs}"
+    raise UserError(f"halving of {trials} trials takes {needed} epochs, tuning.epoch_budget is {budget}: {instead}")
 
 
 def _fused(settings: TuneSettings, space: SearchSpace) -> int:
@@ -127,7 +148,7 @@ def _fused(settings: TuneSettings, space: SearchSpace) -> int:
         (settings.workers.count > 1, "trials of several workers"),
         ("robustness" in tuning.objectives, "robustness as an objective"),
         (bool(tuning.constraints.limits()), "constraints"),
-        (tuning.stopping == "pbt", "scheduler pbt"),
+        (tuning.stopping in ("halving", "pbt"), f"scheduler {tuning.stopping}"),
         ("model.name" in space.parameters, "a search over model.name"),
         (settings.model.name not in FUSABLE, f"model {settings.model.name}"),
     ]
@@ -164,6 +185,8 @@ def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, e
     tuning, most = settings.tuning, settings.training.epochs
     usual = expected_epochs(tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=most)
     search = plan.trials * usual
+    if tuning.stopping == "halving":
+        search = halving_epochs(plan.trials, plan.rungs, factor=tuning.reduction_factor, epochs=most)
     if tuning.epoch_budget is not None:
         search = min(search, tuning.epoch_budget)
     final = tuning.final.top * tuning.final.seeds * most if tuning.final.wanted else 0

@@ -62,6 +62,10 @@ class TrialRecorder:
         curves = {record.number: (record, study.curves(record.number)) for record in study.records()}
         self._add(None, lambda: self._complete(curves))
 
+    def resumed(self, number: int, parameters: Mapping[str, Any]) -> None:
+        """A trial that an earlier process has begun goes on; after ``catch_up``, which has closed its run."""
+        self._add(number, lambda: self._resume(number, parameters))
+
     def close(self) -> None:
         """Wait until everything is written."""
         self._tasks.put(None)
@@ -91,6 +95,14 @@ class TrialRecorder:
         self._runs[number] = run
         return run
 
+    def _resume(self, number: int, parameters: Mapping[str, Any]) -> None:
+        runs = self._tracker.find(self._tag, str(number), parent=self._parent)
+        if not runs:
+            self._begin(number, parameters)
+            return
+        self._runs[number] = run = self._tracker.resume(runs[0])
+        run.set_tags({"emolab.trial_state": _RUNNING})
+
     def _log(self, number: int, metrics: Sequence[Mapping[str, float]]) -> None:
         for point in metrics:
             values = {key: point[key] for key in TRACKED if key in point}
@@ -100,9 +112,10 @@ class TrialRecorder:
         run = self._runs.pop(record.number)
         if record.robustness is not None:
             run.log_metrics({ROBUSTNESS: record.robustness}, step=record.epochs)
+        run.finish("FAILED" if record.state == "FAIL" else "FINISHED")
+        # The state comes last: it is how the next call knows that nothing is missing.
         tags = {"emolab.trial_state": _STATES[record.state]}
         run.set_tags(tags | ({"failure": record.reason} if record.state == "FAIL" else {}))
-        run.finish("FAILED" if record.state == "FAIL" else "FINISHED")
 
     def _complete(self, trials: Mapping[int, tuple[TrialRecord, Sequence[Mapping[str, float]]]]) -> None:
         mine = set(self._tracker.find("emolab.kind", self._kind, parent=self._parent))
@@ -117,5 +130,5 @@ class TrialRecorder:
             self._end(record)
         for identity in left_open:
             run = self._tracker.resume(identity)
-            run.set_tags({"emolab.trial_state": "interrupted"})
             run.finish("KILLED")
+            run.set_tags({"emolab.trial_state": "interrupted"})

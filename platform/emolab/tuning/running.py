@@ -70,17 +70,21 @@ def run_trials(
 
 def _packed(settings: TuneSettings, plan: SearchPlan, *, trials: int, rungs: Sequence[int], kind: str) -> PackedPlan:
     tuning = settings.tuning
+    halving = tuning.stopping == "halving" and kind == "trial"
     return PackedPlan(
         pack=PackSettings(
             base=settings.base().model_dump(mode="json"),
             robustness="robustness" in tuning.objectives,
             limits=tuning.constraints.limits(),
+            study=str(plan.folder.resolve()) if halving else None,
+            rungs=tuple(rungs) if halving else (),
         ),
         processes=plan.concurrency,
         resources=plan.resources,
         trials=trials,
         epoch_budget=tuning.epoch_budget if kind == "trial" else None,
         rungs=rungs,
+        halving=tuning.reduction_factor if halving else None,
         fused=plan.fused,
         retries=settings.workers.max_failures,
         timeout_s=tuning.timeout_s,

@@ -55,7 +55,8 @@ class SearchSettings(Settings):
     )
     sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
     scheduler: Scheduler = Field(
-        default="asha", description="asha, hyperband, median, none or pbt; with several objectives none stops a trial"
+        default="asha",
+        description="asha, halving, hyperband, median, none or pbt; with several objectives none stops a trial",
     )
     objectives: tuple[Objective, ...] = Field(
         default=("macro_f1",), description="[macro_f1] or [macro_f1, robustness], both on validation"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,7 @@ class WriteBehindStorage(InMemoryStorage):
         self._writing: frozenset[int] = frozenset()
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
+        self._seen_as_pruned: frozenset[int] = frozenset()
         self._written: dict[int, tuple[int, FrozenTrial]] = {}
         try:
             self._database = RDBStorage(url)
@@ -71,6 +72,26 @@ class WriteBehindStorage(InMemoryStorage):
         """What happens in the block reaches the database at once."""
         with self._gate:
             yield
+
+    @contextmanager
+    def seen_as_pruned(self, numbers: Collection[int]) -> Iterator[None]:
+        """In the block, these trials are shown as PRUNED if they run: a sampler takes a trial that runs for a bad
+        one, and one that has paused is what it should learn from."""
+        self._seen_as_pruned = frozenset(numbers)
+        try:
+            yield
+        finally:
+            self._seen_as_pruned = frozenset()
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        seen = self._seen_as_pruned
+        if not seen or states == (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        trials = super().get_all_trials(study_id, deepcopy=deepcopy)
+        trials = [_as_pruned(t) if t.number in seen and t.state == TrialState.RUNNING else t for t in trials]
+        return trials if states is None else [trial for trial in trials if trial.state in states]
 
     def durable(self, number: int) -> bool:
         """Whether the database holds all that is known of a trial."""
@@ -201,6 +222,12 @@ def _storable(trial: FrozenTrial) -> FrozenTrial:
     kept = copy.copy(trial)
     kept.system_attrs = {key: value for key, value in trial.system_attrs.items() if not key.startswith(_PICKLED)}
     return kept
+
+
+def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    shown = copy.copy(trial)
+    shown.state = TrialState.PRUNED
+    return shown
 
 
 def _line(error: BaseException) -> str:

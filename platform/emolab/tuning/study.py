@@ -24,6 +24,8 @@ EPOCHS = "epochs"
 SECONDS = "seconds"
 REASON = "reason"
 INTERRUPTED = "interrupted"
+PAUSED = "paused"
+"""Trial attribute: the epoch at which a running trial waited last for its turn."""
 CURVES = "curves"
 """Trial attribute: the metrics of every epoch, so that a tracker can be filled from the study alone."""
 
@@ -104,17 +106,23 @@ class Study:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self._study.set_metric_names([_NAMES[objective] for objective in objectives])
         self._running: dict[int, optuna.Trial] = {}
+        self._paused: set[int] = set()
 
     def use_sampler(self, sampler: BaseSampler) -> None:
         """Draw with another sampler from here on."""
         self._study.sampler = sampler
 
-    def requeue_interrupted(self) -> int:
+    def requeue_interrupted(self, *, paused_go_on: bool = False) -> int:
         """End trials that a killed search left running and queue their parameters again; returns how many.
 
         A trial that was being drawn when the search died has no parameters; another is drawn in its place.
+
+        Args:
+            paused_go_on: whether trials that have paused are left as they are, for ``resume_paused``.
         """
         interrupted = [t for t in self.history() if t.state == TrialState.RUNNING]
+        if paused_go_on:
+            interrupted = [t for t in interrupted if PAUSED not in t.user_attrs]
         for trial in interrupted:
             with self._storage.together():
                 identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]
@@ -134,7 +142,7 @@ class Study:
 
     def ask(self) -> Draw:
         """The next configuration: one that waits in the queue, else a draw from the space."""
-        with self._storage.together():
+        with self._storage.together(), self._storage.seen_as_pruned(self._paused):
             trial = self._study.ask()
             self._running[trial.number] = trial
             return Draw(number=trial.number, parameters=self._space.draw(trial))
@@ -144,6 +152,39 @@ class Study:
         trial = self._running[number]
         if len(self.objectives) == 1 and epoch not in self._frozen(number).intermediate_values:
             trial.report(value, epoch)
+
+    def pause(self, number: int, curves: Sequence[Mapping[str, float]]) -> None:
+        """A running trial waits for its turn; samplers learn from it as from one that was pruned where it stands.
+
+        Args:
+            curves: metrics of its epochs so far.
+        """
+        trial = self._running[number]
+        with self._storage.together():
+            trial.set_user_attr(CURVES, [dict(point) for point in curves])
+            trial.set_user_attr(PAUSED, len(curves))
+        self._paused.add(number)
+
+    def go_on(self, number: int) -> None:
+        """A paused trial runs again."""
+        self._paused.discard(number)
+
+    def resume_paused(self) -> list[tuple[Draw, list[dict[str, float]], float]]:
+        """Trials that an earlier search left paused, or running after a pause: with the metrics of their epochs up
+        to the last pause, and their value there."""
+        waiting = [t for t in self.history() if t.state == TrialState.RUNNING and PAUSED in t.user_attrs]
+        for trial in waiting:
+            identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]
+            self._running[trial.number] = optuna.Trial(self._study, identity)
+            self._paused.add(trial.number)
+        return [
+            (
+                Draw(number=trial.number, parameters=dict(trial.params)),
+                trial.user_attrs[CURVES],
+                trial.intermediate_values[trial.user_attrs[PAUSED]],
+            )
+            for trial in waiting
+        ]
 
     def should_prune(self, number: int) -> bool:
         """Whether the pruner wants the trial to end at its last reported epoch."""
@@ -169,6 +210,7 @@ class Study:
     ) -> None:
         """End a running trial: COMPLETE with its values, PRUNED with the last one reported, or FAIL with a reason."""
         trial = self._running.pop(number)
+        self._paused.discard(number)
         with self._storage.together():
             trial.set_user_attr(EPOCHS, epochs)
             trial.set_user_attr(SECONDS, round(seconds, 3))
@@ -247,7 +289,7 @@ class Study:
         return self.history()[number]
 
 
-_OWN = (EPOCHS, SECONDS, REASON, CURVES, SCHEDULE)
+_OWN = (EPOCHS, SECONDS, REASON, PAUSED, CURVES, SCHEDULE)
 
 
 def _counts(trial: FrozenTrial) -> bool:
