@@ -115,9 +115,10 @@ class PackedTrials:
             return
         try:
             self._processes = [self._process() for _ in range(self._plan.processes)]
-            while self._occupy():
+            answered: list[_Process] = []
+            while self._decide(answered):
                 self._acknowledge()  # while the processes work
-                self._wait()
+                answered = self._wait()
             self._study.flush()
             self._acknowledge()
         finally:
@@ -142,6 +143,15 @@ class PackedTrials:
             self._halving.pause(draw.number, len(curve), value)
             self._recorder.resumed(draw.number, draw.parameters)
         self._end_hopeless()
+
+    def _decide(self, answered: Sequence[_Process]) -> bool:
+        """Take the answers of these processes and give out work; whether there is anything to wait for."""
+        with self._study.deciding():
+            for process in answered:
+                self._take(process)
+            if not answered:
+                self._end_hung()
+            return self._occupy()
 
     def _occupy(self) -> bool:
         """Give every idle process a group of trials; whether there is anything to wait for."""
@@ -202,13 +212,11 @@ class PackedTrials:
         )
         process.call = process.actor.advance.remote([(draw.number, draw.parameters) for draw in group], until)
 
-    def _wait(self) -> None:
+    def _wait(self) -> list[_Process]:
+        """A process that has an answer; none where a second has passed without one."""
         calls = {process.call: process for process in self._processes if process.call is not None}
         done, _ = ray.wait(list(calls), num_returns=1, timeout=_POLL_SECONDS)
-        for call in done:
-            self._take(calls[call])
-        if not done:
-            self._end_hung()
+        return [calls[call] for call in done]
 
     def _take(self, process: _Process) -> None:
         call, process.call = process.call, None
@@ -246,7 +254,7 @@ class PackedTrials:
             self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
         elif self._epochs_left() <= 0:
             self._end(number, "PRUNED", reason=_SPENT.format(len(trial.curve)))
-        elif len(trial.curve) in self._plan.rungs:
+        elif new and len(trial.curve) in self._plan.rungs:  # a trial begun anew passes its old rungs unasked
             return self._passes(number)
         return number in self._running
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +222,11 @@ class Study:
             if reason:
                 trial.set_user_attr(REASON, reason)
             self._study.tell(trial, list(values) if state == "COMPLETE" else None, state=TrialState[state])
+
+    def deciding(self) -> AbstractContextManager[None]:
+        """In the block nothing is written to the database: the processes of a search wait for what is decided there,
+        and it is written while they train."""
+        return self._storage.together()
 
     def durable(self, number: int) -> bool:
         """Whether the database holds all that is known of a trial."""
