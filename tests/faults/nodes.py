@@ -27,6 +27,11 @@ class Nodes:
         self._order(("lose", name))
         self._names.remove(name)
 
+    def lose_host_of(self, process: int) -> None:
+        """The node that a process runs on."""
+        self._order(("lose host of", str(process)))
+        self._names.remove(self._host.said[-1])
+
     def are(self, *names: str) -> None:
         """Exactly these nodes."""
         for name in set(self._names) - set(names):

@@ -17,7 +17,6 @@ from tests.training.test_loop import settings_for
 
 from emolab.checkpoint import CheckpointFolder
 from emolab.sessions.shards import sha256
-from emolab.tracking.tracker import NoTracker
 from emolab.training.recipe import TrainSettings, WorkerSettings
 from emolab.training.train import train
 
@@ -71,33 +70,6 @@ def test_training_that_loses_a_node_goes_on_with_the_spare_one_and_ends_with_the
     record_faults("training", "a node lost, a spare one there", tried=1, survived=1)
 
 
-def test_elastic_training_that_loses_a_node_goes_on_with_fewer_workers_and_the_same_batches(
-    nodes: Nodes,
-    undisturbed: Path,
-    toy_data: Path,
-    tmp_path: Path,
-    victims: Victims,
-    record_faults: Record,
-) -> None:
-    nodes.are("a", "b")
-    arguments = (training(toy_data, tmp_path, "elastic", minimum=1), nodes.address)
-    victim = victims.start(jobs.training_together, *arguments, trigger=Trigger(folder=str(tmp_path)))
-    saved(tmp_path / "elastic", 3)
-    nodes.lose("b")
-    ended(victim)
-    newest = CheckpointFolder(tmp_path / "elastic" / "checkpoints").newest()
-    assert newest is not None
-    counts = [report["workers"] for report in newest.state["reports"]]
-    assert counts[0] == 2 and counts[-1] == 1
-    ours, theirs = recorded(tmp_path, "elastic"), recorded(undisturbed, "clean")
-    assert ours.keys() == theirs.keys()
-    for name in ("train_loss", "validation_loss"):  # the loss curve goes on as if nothing had happened
-        assert [step for step, _ in ours[name]] == list(range(1, EPOCHS + 1))
-        for (_, one), (_, other) in zip(ours[name], theirs[name], strict=True):
-            assert one == pytest.approx(other, rel=1e-4)
-    record_faults("training", "a node lost, no spare, elastic", tried=1, survived=1)
-
-
 LONG = 40
 """Epochs, of a second each: Ray learns of a new node within twenty seconds."""
 
@@ -117,7 +89,7 @@ def trained_by(workers: int, folder: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_elastic_training_that_gets_a_node_back_grows_again_and_its_loss_curve_goes_on(
+def test_elastic_training_shrinks_with_its_nodes_and_grows_again_and_its_loss_curve_goes_on(
     nodes: Nodes,
     toy_data: Path,
     tmp_path: Path,
@@ -125,27 +97,27 @@ def test_elastic_training_that_gets_a_node_back_grows_again_and_its_loss_curve_g
     monkeypatch: pytest.MonkeyPatch,
     record_faults: Record,
 ) -> None:
-    """Two workers, one, and two again, against one worker that nothing happened to."""
-    job = training(toy_data, tmp_path, "regrown", minimum=1)
+    """Two workers, one, two again, and one to the end, against one worker that nothing happened to."""
+    job = training(toy_data, tmp_path, "elastic", minimum=1)
     job["training"] |= {"epochs": LONG, "patience": LONG, "learning_rate": 1e-3}
-    settings = TrainSettings.model_validate(job)
-    alone = settings.model_copy(update={"name": "alone", "workers": WorkerSettings()})
-    expected = train(alone, tracker=NoTracker()).progress.reports
+    train(TrainSettings.model_validate(job | {"name": "alone", "workers": {}}))
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")  # a report is taken at each, so an epoch takes one
     nodes.are("a", "b")
-    victim = victims.start(
-        jobs.training_elastically, job, nodes.address, trigger=Trigger(folder=str(tmp_path / "regrown"))
-    )
-    trained_by(2, tmp_path / "regrown")
+    folder = tmp_path / "elastic"
+    victim = victims.start(jobs.training_elastically, job, nodes.address, trigger=Trigger(folder=str(folder)))
+    trained_by(2, folder)
     nodes.lose("b")
-    trained_by(1, tmp_path / "regrown")
+    trained_by(1, folder)
     nodes.add("c")
-    trained_by(2, tmp_path / "regrown")
+    trained_by(2, folder)
+    nodes.lose("c")
     ended(victim)
-    assert [count for count, _ in groupby(workers_of(tmp_path / "regrown"))] == [2, 1, 2]
-    ours = recorded(tmp_path, "regrown")
-    for name in ("train_loss", "validation_loss"):
+    assert [count for count, _ in groupby(workers_of(folder))] == [2, 1, 2, 1]
+    ours, theirs = recorded(tmp_path, "elastic"), recorded(tmp_path, "alone")
+    assert ours.keys() == theirs.keys()
+    for name in ("train_loss", "validation_loss"):  # the loss curve goes on as if nothing had happened
         assert [step for step, _ in ours[name]] == list(range(1, LONG + 1))
-        for (_, loss), report in zip(ours[name], expected, strict=True):
-            assert loss == pytest.approx(report[name], rel=1e-4)
-    record_faults("training", "a node lost and another one back, elastic", tried=1, survived=1)
+        for (_, one), (_, other) in zip(ours[name], theirs[name], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+    record_faults("training", "a node lost, no spare, elastic", tried=2, survived=2)
+    record_faults("training", "a node that comes later, elastic", tried=1, survived=1)

@@ -8,7 +8,8 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -181,10 +182,7 @@ def sweeping(plan: SweepPlan, folder: str, address: str, say: Say) -> None:
 
 
 def hosting(orders: Connection, say: Say) -> None:
-    """Hold a cluster of several nodes, each with one CPU and a raylet of its own, and add or lose nodes as told.
-
-    One whose name begins with ``gpu`` says that it has a GPU, too; nobody here looks for it.
-    """
+    """Hold a cluster of several nodes, each with one CPU and a raylet of its own, and add or lose nodes as told."""
     from ray.cluster_utils import Cluster
 
     # Quick to notice that a node is gone, and patient with one that is only slow.
@@ -197,19 +195,38 @@ def hosting(orders: Connection, say: Say) -> None:
         while (order := orders.recv()) is not None:
             action, name = order
             if action == "add":
-                nodes[name] = cluster.add_node(num_cpus=1, num_gpus=int(name.startswith("gpu")))
+                nodes[name] = cluster.add_node(num_cpus=1)
             else:
-                lose(nodes.pop(name).all_processes["raylet"][0].process.pid)
-            say(order)
+                name = name if action == "lose" else host_of(int(name), nodes)
+                lose(cluster, nodes.pop(name))
+            say(name)
     finally:
         cluster.shutdown()
 
 
-def lose(raylet: int) -> None:
-    """A machine that is gone: its raylet and all that runs below it, by SIGKILL."""
-    for process in [raylet, *below(raylet)]:
+def raylet(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
+def host_of(process: int, nodes: Mapping[str, Any]) -> str:
+    return next(name for name, node in nodes.items() if process in below(raylet(node)))
+
+
+def lose(cluster: Any, node: Any) -> None:
+    """A machine that is gone: its raylet and all that runs below it, by SIGKILL. Returns when the cluster has missed
+    it, since what starts next must not count on it."""
+    for process in [raylet(node), *below(raylet(node))]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while node.plasma_store_socket_name in alive(cluster):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(cluster: Any) -> set[str]:
+    """The nodes that a cluster takes for alive, by the name of their object store's socket."""
+    return {node["ObjectStoreSocketName"] for node in cluster.global_state.node_table() if node["Alive"]}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,14 @@ import ray
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ray.exceptions import ActorUnavailableError
 from tests.conftest import REPOSITORY
 from tests.training.test_loop import settings_for
 from torch import nn
 
 from edu_emotionnet.batch import Predictions, SessionBatch
 from emolab.names import UserError
+from emolab.robustness import sweep
 from emolab.robustness.cells import Cell
 from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.suites import expand, parse_suite
@@ -142,6 +145,27 @@ def test_a_sweep_counts_what_one_plain_evaluation_counts(unbroken: Path, plan: S
         np.testing.assert_allclose(tally.squared_error, alone.squared_error, rtol=1e-4)
         # Different cells give different counts, so that equality says something.
         assert len({counts.tobytes() for counts in tally.confusion}) > len(cells) / 2
+
+
+@pytest.mark.fault
+def test_an_evaluator_that_cannot_be_reached_for_a_moment_loses_no_unit(
+    unbroken: Path, plan: SweepPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray says so for seconds about an actor whose node is gone, before it starts it anew elsewhere."""
+    asked, get = [], ray.get
+
+    def unreliable(reference: Any) -> Any:
+        asked.append(reference)
+        if len(asked) in (1, 4, 5):  # at its start, after a unit, and again when it is asked whether it stands
+            raise ActorUnavailableError("socket closed", None)
+        return get(reference)
+
+    monkeypatch.setattr(sweep.ray, "get", unreliable)
+    lines: list[str] = []
+    assert run_sweep(plan, tmp_path, report=lines.append, actors=1, opening=opened) == len(plan.units)
+    assert len(asked) == len(plan.units) + 1 + 4  # every unit once, one start, three refusals and a unit anew
+    assert len(lines) == len(plan.units)
+    assert contents(tmp_path) == contents(unbroken)
 
 
 @pytest.mark.slow

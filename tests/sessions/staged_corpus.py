@@ -114,6 +114,7 @@ class _Builder:
         path = Path(self.corpus.source) / reference.session_id
         with (path.parent.parent / "read.log").open("a") as log:
             log.write(f"{reference.session_id}\n")
+        (path.parent.parent / "decoder").write_text(str(os.getpid()))
         content = path.read_text()
         time.sleep(self.corpus.seconds)
         if content == "truncated":
@@ -123,7 +124,7 @@ class _Builder:
         if content == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if content == "hang":
-            time.sleep(600)
+            time.sleep(30)  # nothing ends a task of Ray Data: it keeps its CPU from later tests
         if content == "memory":
             raise MemoryError
         index = int(reference.session_id[1:])

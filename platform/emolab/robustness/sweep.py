@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from torch import nn
 
 from emolab.checkpoint import MANIFEST
@@ -41,6 +41,8 @@ SplitLoader = Callable[[Path, Manifest, Split], SessionStore]
 SESSIONS_PER_UNIT = 64
 CELLS_PER_UNIT = 256
 SESSIONS_PER_BATCH = 16
+_RECONNECT_SECONDS = 0.5
+"""Pause before an evaluator that could not be reached is tried again."""
 STALL_SECONDS = 3600.0
 """A sweep in which nothing is finished for so long is ended; what it has done stays."""
 
@@ -192,26 +194,34 @@ def _completed(
 ) -> Iterator[None]:
     """Yield whenever a unit is done. An evaluator gets work only once its process stands: one that still waits for
     a CPU of a busy cluster holds up nothing. One for which no unit is left is ended, so that an evaluator whose node
-    was lost finds a CPU to do its unit again."""
-    waiting, working = list(units)[::-1], 0
-    running = {evaluator.__ray_ready__.remote(): (evaluator, False) for evaluator in evaluators}
-    while waiting or working:
-        done, _ = ray.wait(list(running), num_returns=1, timeout=stall_seconds)
+    was lost finds a CPU to do its unit again. One that cannot be reached gives its unit back: its node may be gone,
+    and Ray starts it anew once it knows."""
+    waiting = list(units)[::-1]
+    running: dict[Any, tuple[Any, Unit | None]] = {each.__ray_ready__.remote(): (each, None) for each in evaluators}
+    answered = time.monotonic()
+    while waiting or any(unit for _, unit in running.values()):
+        patience = max(0.0, answered + stall_seconds - time.monotonic())
+        done, _ = ray.wait(list(running), num_returns=1, timeout=patience)
         if not done:
             raise UserError(f"no unit was finished for {stall_seconds:g} s: run the same command again to continue")
         [ready] = done
-        evaluator, was_unit = running.pop(ready)
-        ray.get(ready)
+        evaluator, finished = running.pop(ready)
+        try:
+            ray.get(ready)
+        except ActorUnavailableError:
+            waiting += [finished] if finished else []
+            time.sleep(_RECONNECT_SECONDS)
+            running[evaluator.__ray_ready__.remote()] = (evaluator, None)
+            continue
+        answered = time.monotonic()
         if waiting:
             unit = waiting.pop()
             some = [plan.cells[i] for i in unit.cells]
             work = evaluator.work.remote(unit, plan.models[unit.model], some, bfloat16=plan.bfloat16)
-            running[work] = (evaluator, True)
-            working += 1
+            running[work] = (evaluator, unit)
         else:
             ray.kill(evaluator)
-        if was_unit:
-            working -= 1
+        if finished:
             yield
 
 

@@ -318,11 +318,11 @@ class PackedTrials:
         for process in list(self._processes):
             waits = time.monotonic() - process.since if process.loaded and process.call is not None else 0.0
             if limit is not None and waits > limit:
-                ray.kill(process.actor)
                 self._lost(process, f"timeout: no epoch within {limit:g} s")
 
     def _lost(self, process: _Process, reason: str) -> None:
         """Begin the trials of a lost process anew, in another one; give up those that were lost too often."""
+        ray.kill(process.actor)  # one that could only not be reached for a moment must not go on
         left = []
         self._failed_starts += not process.loaded
         if self._failed_starts > self._plan.retries:
