@@ -2,24 +2,22 @@
 
     python benchmarks/search_efficiency.py                      # about half an hour
     python benchmarks/search_efficiency.py --quick              # one seed
-    python benchmarks/search_efficiency.py --first-decision 1   # a first rung that says nothing; a third of the time
+    python benchmarks/search_efficiency.py --first-decision 3   # three times as long
 
 For each of five seeds (of training and of the sampler), on one small EduSim and a tiny Edu-EmotionNet:
 
-- `grid`: all 27 points of a 3 x 3 x 3 grid over learning rate, lambda and dropout, each trained for 81 epochs, the
-  textbook way: 2,187 epochs (nine points in one fused step, which is faster and draws dropout by streams of its own);
+- `grid`: all 27 points of a 3 x 3 x 3 grid over learning rate, lambda and dropout, each trained for 27 epochs, the
+  textbook way: 729 epochs (nine points in one fused step, which is faster and draws dropout by streams of its own);
 - `search`: TPE with successive halving over the same ranges, continuous: 27 trials, 9, 3 and 1 of which go on after
-  epochs 3, 9 and 27: 243 epochs;
-- `random`: the same with random draws;
-- `asha`: TPE with asynchronous halving that never pauses a trial, as many trials as 243 epochs allow.
+  epochs 1, 3 and 9: 81 epochs;
+- `asha`: TPE with asynchronous halving that never pauses a trial, as many trials as 81 epochs allow.
 
-The first decision falls after 3 epochs, 81 steps: after one, every trial is still at the level of chance, and halving
-would draw lots (`--first-decision 1` shows it: 27 epochs, decisions after 1, 3 and 9, a ninth as well).
-
-Compared is the best validation macro-F1 that each found. The claim: the search's mean over the seeds is not below the
-grid's by more than one standard error of the paired differences, at no more than a ninth of the grid's epochs. The
-space reaches from rates that hardly move the weights to rates that spoil them, so that a wrong choice costs much.
-Both sides see the same sessions, and neither sees the test split. Writes JSON, by default
+Two things are compared, both validation macro-F1: the best score that each came across, and the quality of the
+configuration that each chose, trained again with three seeds that no search used. The first favours the grid even if
+both choose alike: it is the highest of 27 finished trainings, and the search finishes one. The claim: a search's mean
+over the seeds is not below the grid's by more than one standard error of the paired differences, at no more than a
+ninth of the grid's epochs. The space reaches from rates that hardly move the weights to rates that spoil them, so that
+a wrong choice costs much. Both sides see the same sessions, and neither sees the test split. Writes JSON, by default
 benchmarks/results/search_efficiency.json.
 """
 
@@ -36,6 +34,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import optuna
 import ray
+import torch
 import yaml
 from measurement import environment, parser_for, write_record
 
@@ -43,12 +42,16 @@ from emolab.cluster import ClusterSettings, connected
 from emolab.corpora.edusim import EduSim
 from emolab.sessions.preparation import prepare
 from emolab.tracking.tracker import NoTracker
+from emolab.training.recipe import TrainSettings
+from emolab.training.train import epochs_in_process
 from emolab.tuning.search import search
 from emolab.tuning.settings import TuneSettings
+from emolab.tuning.space import configured
 
 FACTOR = 3
 SHARE = 9
 """The search may spend one epoch for so many of the grid's."""
+RETRAININGS, FRESH = 3, 1000
 TRIALS = 27
 MANY = 80
 """Trials; more than the epochs allow."""
@@ -60,7 +63,6 @@ RANGES: dict[str, tuple[list[float], dict[str, Any]]] = {
 ARMS: dict[str, dict[str, Any]] = {
     "grid": {"sampler": "grid", "scheduler": "none", "trials": TRIALS, "fused": 9},
     "search": {"sampler": "tpe", "scheduler": "halving", "trials": TRIALS},
-    "random": {"sampler": "random", "scheduler": "halving", "trials": TRIALS},
     "asha": {"sampler": "tpe", "scheduler": "asha", "trials": MANY},
 }
 
@@ -100,7 +102,22 @@ def run(arm: str, seed: int, folder: Path, *, first_decision: int) -> dict[str, 
         }
     )
     result = search(settings, NoTracker())
-    return {"best": result.best.value or 0.0, "epochs": result.study.epochs(), "trials": len(result.records)}
+    chosen = configured(settings.base(), result.best.parameters)
+    again = [retrained(chosen, FRESH + seed * RETRAININGS + number) for number in range(RETRAININGS)]
+    return {
+        "best": result.best.value or 0.0,
+        "retrained": statistics.fmean(again),
+        "epochs": result.study.epochs(),
+        "trials": len(result.records),
+        **result.best.parameters,
+    }
+
+
+def retrained(chosen: TrainSettings, seed: int) -> float:
+    """The score that a configuration keeps with another seed."""
+    training = chosen.training.model_copy(update={"seed": seed})
+    reports = list(epochs_in_process(chosen.model_copy(update={"training": training})))
+    return reports[-1].kept_macro_f1 or 0.0
 
 
 def measure(seeds: int, folder: Path, *, first_decision: int) -> dict[str, Any]:
@@ -121,38 +138,48 @@ def measure(seeds: int, folder: Path, *, first_decision: int) -> dict[str, Any]:
 
 
 def report(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    gains = {arm: gain_over(found["grid"], found[arm]) for arm in ARMS if arm != "grid"}
-    gain, error = gains["search"]
+    gains = {
+        what: {arm: gain_over(found["grid"], found[arm], what) for arm in ARMS if arm != "grid"}
+        for what in ("best", "retrained")
+    }
     most = max(mine["epochs"] / theirs["epochs"] for mine, theirs in zip(found["search"], found["grid"], strict=True))
     return {
         "seeds": found,
-        "mean_best": {arm: statistics.fmean(run["best"] for run in runs) for arm, runs in found.items()},
-        "gain_over_grid": {arm: {"mean": mean, "standard_error": error} for arm, (mean, error) in gains.items()},
+        "means": {
+            what: {arm: statistics.fmean(run[what] for run in runs) for arm, runs in found.items()} for what in gains
+        },
+        "gain_over_grid": gains,
         "largest_share_of_epochs": most,
         "target": 1 / SHARE,
-        "met": gain >= -error and most <= 1 / SHARE,
+        "met": {what: not_below(arms["search"]) and most <= 1 / SHARE for what, arms in gains.items()},
     }
 
 
-def gain_over(grid: list[dict[str, float]], runs: list[dict[str, float]]) -> tuple[float, float]:
+def gain_over(grid: list[dict[str, float]], runs: list[dict[str, float]], what: str) -> dict[str, float]:
     """Mean of the paired differences, and its standard error."""
-    gains = [mine["best"] - theirs["best"] for mine, theirs in zip(runs, grid, strict=True)]
+    gains = [mine[what] - theirs[what] for mine, theirs in zip(runs, grid, strict=True)]
     error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-    return statistics.fmean(gains), error
+    return {"mean": statistics.fmean(gains), "standard_error": error}
+
+
+def not_below(gain: dict[str, float]) -> bool:
+    return gain["mean"] >= -gain["standard_error"]
 
 
 def main(given: list[str] | None = None) -> None:
     parser = parser_for("Epochs of a search against the full grid.", "search_efficiency", "one seed")
-    parser.add_argument("--first-decision", type=int, default=3, help="epochs before it; a trial has 27 times as many")
+    parser.add_argument("--first-decision", type=int, default=1, help="epochs before it; a trial has 27 times as many")
     options = parser.parse_args(given)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="search-", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name
         with connected(ClusterSettings(address="local", cpus=1)):
             result = measure(1 if options.quick else 5, Path(name), first_decision=options.first_decision)
-    print(f"grid: best validation macro-F1 {result['mean_best']['grid']:.4f}")
-    for arm, gain in result["gain_over_grid"].items():
-        figures = f"{gain['mean']:+.4f} (s.e. {gain['standard_error']:.4f})"
-        print(f"{arm}: best validation macro-F1 {result['mean_best'][arm]:.4f}, over the grid {figures}")
+    for what, arms in result["gain_over_grid"].items():
+        print(f"{what}: grid {result['means'][what]['grid']:.4f}")
+        for arm, gain in arms.items():
+            figures = f"{gain['mean']:+.4f} (s.e. {gain['standard_error']:.4f})"
+            print(f"{what}: {arm} {result['means'][what][arm]:.4f}, over the grid {figures}")
     share = f"{result['largest_share_of_epochs']:.3f} of the epochs (target {result['target']:.3f})"
     print(f"search took {share}, met: {result['met']}")
     machine = environment(ray=ray.__version__, optuna=optuna.__version__)

@@ -72,8 +72,10 @@ class ToyCorpus(Corpus):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests first: with several processes, none is left alone with a long file at the end."""
+    """Files with the most slow tests first, before them those with a test that asks for more time than others: with
+    several processes, none is left alone with a long file at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow.update({item.path: 1000 for item in items if item.get_closest_marker("timeout")})
     items.sort(key=lambda item: -slow[item.path])
 
 

@@ -27,14 +27,14 @@ from emolab.tuning.search import search
 class SleepyPack(TrialPack):
     """Falls asleep in trial 1 whenever it comes to it, and in trial 2 once."""
 
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
         flag = Path(self._base.output) / "slept"
         number = draws[0][0]
         if number == 1 or (number == 2 and not flag.exists()):
-            super().advance(draws, 2)
+            super().advance(draws, 2, told)
             flag.touch() if number == 2 else None
             time.sleep(600)
-        return super().advance(draws, until)
+        return super().advance(draws, until, told)
 
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.ray]

@@ -70,7 +70,7 @@ def test_training_that_loses_a_node_goes_on_with_the_spare_one_and_ends_with_the
     record_faults("training", "a node lost, a spare one there", tried=1, survived=1)
 
 
-LONG = 40
+LONG = 32
 """Epochs, of a second each: Ray learns of a new node within twenty seconds."""
 
 

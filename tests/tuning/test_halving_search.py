@@ -65,8 +65,8 @@ def test_the_best_third_goes_on_from_each_rung_and_optuna_is_told_so(
 class CountingPack(TrialPack):
     """Writes down every epoch that is trained."""
 
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
-        answers = super().advance(draws, until)
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
+        answers = super().advance(draws, until, told)
         with (Path(self._base.output) / "trained").open("a") as file:
             for number, answer in answers.items():
                 file.writelines(f"{number} {report.epoch}\n" for report in answer.reports)
@@ -135,12 +135,12 @@ def wait_until_one_goes_on(path: Path) -> list[optuna.trial.FrozenTrial]:
 class DyingPack(TrialPack):
     """Dies the first time that a trial goes on from a rung."""
 
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
         flag = Path(self._base.output) / "died"
         if until == 3 and not flag.exists():
             flag.touch()
             os._exit(1)
-        return super().advance(draws, until)
+        return super().advance(draws, until, told)
 
 
 @pytest.mark.fault

@@ -375,14 +375,14 @@ def test_a_model_over_a_limit_is_not_trained(ray_cluster: None, toy_data: Path, 
 class MortalPack(TrialPack):
     """Dies in the middle of trial 1 once, and of trial 2 whenever it comes to it."""
 
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
         flag = Path(self._base.output) / "died"
         number = draws[0][0]
         if number == 2 or (number == 1 and not flag.exists()):
-            super().advance(draws, 3)
+            super().advance(draws, 3, told)
             flag.touch()
             os._exit(1)
-        return super().advance(draws, until)
+        return super().advance(draws, until, told)
 
 
 @pytest.mark.fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,16 +74,19 @@ class TrialPack:
             raise UserError(f"{self._base.data} has no validation split, which a search selects by")
         return len(data.train)
 
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int) -> Answers:
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
         """Train these trials, (number, parameters), until an epoch, their end, or ``ANSWER_SECONDS`` have passed.
 
         Trials that this process is at go on, and those of them that are not named any more are forgotten; others
-        begin.
+        begin, or go on from where they paused.
+
+        Args:
+            told: the last epoch that the driver knows of.
         """
         numbers = [number for number, _ in draws]
         if self._group is None or not set(numbers) <= self._group.numbers:
             self._group = None  # its memory is free before the next model is built
-            self._group = begin(draws, self._base, self._settings)
+            self._group = begin(draws, self._base, self._settings, told)
         self._group.keep(numbers)
         return self._group.advance(until)
 
@@ -107,10 +111,12 @@ class Group:
         raise NotImplementedError
 
 
-def begin(draws: Sequence[tuple[int, Mapping[str, Any]]], base: TrainSettings, settings: PackSettings) -> Group:
-    """The trials at their first epoch; one in the ordinary loop, several in a fused one."""
+def begin(
+    draws: Sequence[tuple[int, Mapping[str, Any]]], base: TrainSettings, settings: PackSettings, told: int
+) -> Group:
+    """The trials at their first epoch, or where they paused; one in the ordinary loop, several in a fused one."""
     if len(draws) == 1:
-        return Alone(*draws[0], base, settings)
+        return Alone(*draws[0], base, settings, told)
     from emolab.tuning.fused_group import FusedTrials
 
     return FusedTrials(draws, base)
@@ -119,8 +125,12 @@ def begin(draws: Sequence[tuple[int, Mapping[str, Any]]], base: TrainSettings, s
 class Alone(Group):
     """One trial in the loop that all training uses."""
 
-    def __init__(self, number: int, parameters: Mapping[str, Any], base: TrainSettings, settings: PackSettings) -> None:
+    def __init__(
+        self, number: int, parameters: Mapping[str, Any], base: TrainSettings, settings: PackSettings, told: int
+    ) -> None:
         self.numbers = {number}
+        self._told = told
+        self._untold: deque[EpochReport] = deque()
         self._number, self._parameters, self._base, self._settings = number, parameters, base, settings
         self._epochs: Any = None
 
@@ -137,13 +147,21 @@ class Alone(Group):
                 excess = excess_over(chosen, self._settings.limits)
                 if any(value > 0 for value in excess.values()):
                     return {self._number: Answer(excess=excess)}
-                self._epochs = epochs_in_process(chosen, checkpoints=self._paused())
+                self._epochs = self._begin(chosen)
             while not reports or not (reports[-1].finished or reports[-1].epoch >= until or _due(started)):
-                reports.append(next(self._epochs))
+                reports.append(self._untold.popleft() if self._untold else next(self._epochs))
             robustness = self._robustness() if reports[-1].finished and self._settings.robustness else None
         except Exception as error:  # whatever it is, it is the end of this trial and of no other
             return {self._number: Answer(reports=reports, excess=excess, failure=reason_of(error))}
         return {self._number: Answer(reports=reports, excess=excess, robustness=robustness)}
+
+    def _begin(self, chosen: TrainSettings) -> Any:
+        checkpoints = self._paused()
+        newest = checkpoints.newest() if checkpoints is not None else None
+        if newest is not None:  # it may be ahead of a driver that was killed and began anew
+            past = (EpochReport(**report) for report in newest.state["reports"])
+            self._untold = deque(report for report in past if report.epoch > self._told)
+        return epochs_in_process(chosen, checkpoints=checkpoints)
 
     def _paused(self) -> Checkpoints | None:
         where, rungs = self._settings.study, self._settings.rungs

@@ -210,7 +210,7 @@ class PackedTrials:
             next((rung for rung in self._plan.rungs if rung > epoch), 2**31),
             epoch + max(1, self._epochs_left() // len(group)),
         )
-        process.call = process.actor.advance.remote([(draw.number, draw.parameters) for draw in group], until)
+        process.call = process.actor.advance.remote([(draw.number, draw.parameters) for draw in group], until, epoch)
 
     def _wait(self) -> list[_Process]:
         """A process that has an answer; none where a second has passed without one."""

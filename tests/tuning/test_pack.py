@@ -1,0 +1,38 @@
+"""The process in which trials run, called as its driver calls it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tuning.test_search import tune_settings
+
+from emolab.training.train import epochs_in_process
+from emolab.tuning.pack import PackSettings, TrialPack
+from emolab.tuning.space import configured
+
+pytestmark = pytest.mark.ray
+RUNGS = (1, 3)
+DRAW: tuple[int, dict[str, Any]] = (4, {"training.kl_weight": 0.1})
+
+
+def test_a_paused_trial_is_ahead_of_a_driver_that_was_killed_and_tells_it_what_it_missed(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    """Another process took the trial to epoch 3, and the driver died before it knew of more than the first."""
+    base = tune_settings(toy_data, tmp_path).base()
+    unbroken = [report.kept_macro_f1 for report in epochs_in_process(configured(base, DRAW[1]))]
+    settings = PackSettings(
+        base=base.model_dump(mode="json"), robustness=False, limits={}, study=str(tmp_path / "study"), rungs=RUNGS
+    )
+    assert [r.epoch for r in TrialPack(settings).advance([DRAW], 3)[4].reports] == [1, 2, 3]
+
+    trained = list((tmp_path / "study").rglob("epoch-*"))
+    again = TrialPack(settings)
+    missed = again.advance([DRAW], 3, 1)[4].reports
+    assert [r.epoch for r in missed] == [2, 3]
+    assert list((tmp_path / "study").rglob("epoch-*")) == trained
+    rest = again.advance([DRAW], 6, 3)[4].reports
+    assert [r.epoch for r in rest] == [4, 5, 6]
+    assert [r.kept_macro_f1 for r in missed + rest] == unbroken[1:]
+    # One that comes later, and knows of less than either rung, gets both and trains nothing for it.
+    assert [r.epoch for r in TrialPack(settings).advance([DRAW], 1)[4].reports] == [1]
