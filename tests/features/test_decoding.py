@@ -201,6 +201,15 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+def test_channels_that_cannot_be_mixed_are_a_refusal(small_files: list[Path], tmp_path: Path) -> None:
+    """A header that says nine channels: the decoder takes them, and there is no way to mix them."""
+    content = bytearray(small_files[0].read_bytes())
+    content[22] = 9
+    (tmp_path / "nine.wav").write_bytes(bytes(content))
+    with pytest.raises(UnusableMediaError, match=r"^nine\.wav cannot be decoded: Invalid argument$"):
+        hear(tmp_path / "nine.wav")
+
+
 @pytest.mark.fault
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -93,9 +93,15 @@ def _opened(path: Path) -> Iterator[InputContainer]:
     """A media file, with FFmpeg's complaints as one line each. No file can make FFmpeg open another one."""
     _refuse_missing_bytes(path)
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    with one_line(path), av.open(str(path), options=options, metadata_errors="replace") as container:
+        yield container
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """FFmpeg's complaints about a file as ``UnusableMediaError``."""
     try:
-        with av.open(str(path), options=options, metadata_errors="replace") as container:
-            yield container
+        yield
     except FFmpegError as error:
         raise UnusableMediaError(f"{path.name} cannot be decoded: {error.strerror}") from None
 

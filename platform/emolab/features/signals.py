@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from emolab.features.decoding import Clip, Limits, frames
+from emolab.features.decoding import Clip, Limits, frames, one_line
 
 SAMPLE_RATE = 16_000
 """Samples per second of everything heard here."""
@@ -59,9 +59,10 @@ class Sound:
 
     def __iter__(self) -> Iterator[SoundChunk]:
         for clip in self.clips:
-            for chunk in _chunks(_sound(clip, self.limits)):
-                self.seconds = max(self.seconds, chunk.seconds + len(chunk.samples) / SAMPLE_RATE)
-                yield chunk
+            with one_line(clip.path):  # also of the resampler, which sees what the decoder lets pass
+                for chunk in _chunks(_sound(clip, self.limits)):
+                    self.seconds = max(self.seconds, chunk.seconds + len(chunk.samples) / SAMPLE_RATE)
+                    yield chunk
 
 
 class Pictures:
@@ -79,12 +80,13 @@ class Pictures:
     def __iter__(self) -> Iterator[Picture]:
         for clip in self.clips:
             square, following = _Square(), -np.inf
-            for frame, start, end in frames(clip, "video", self.limits):
-                self.seconds = max(self.seconds, end)
-                interval = np.floor(start * self.frames_per_second + 1e-6)
-                if isinstance(frame, VideoFrame) and interval >= following:
-                    following = interval + 1
-                    yield Picture(start, square(frame))
+            with one_line(clip.path):
+                for frame, start, end in frames(clip, "video", self.limits):
+                    self.seconds = max(self.seconds, end)
+                    interval = np.floor(start * self.frames_per_second + 1e-6)
+                    if isinstance(frame, VideoFrame) and interval >= following:
+                        following = interval + 1
+                        yield Picture(start, square(frame))
 
 
 class _Square:
