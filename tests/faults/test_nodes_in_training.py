@@ -102,6 +102,7 @@ def test_elastic_training_shrinks_with_its_nodes_and_grows_again_and_its_loss_cu
     job["training"] |= {"epochs": LONG, "patience": LONG, "learning_rate": 1e-3}
     train(TrainSettings.model_validate(job | {"name": "alone", "workers": {}}))
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")  # a report is taken at each, so an epoch takes one
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # for as many workers as before; else fewer
     nodes.are("a", "b")
     folder = tmp_path / "elastic"
     victim = victims.start(jobs.training_elastically, job, nodes.address, trigger=Trigger(folder=str(folder)))
