@@ -100,9 +100,7 @@ class RemoteCheckpoints(Checkpoints):
     def discard(self) -> None:
         try:
             for place, files in self._places().items():
-                if MANIFEST in files:
-                    self._filesystem.delete_file(f"{place}/{MANIFEST}")
-                self._filesystem.delete_dir(place)
+                self._delete(place, files)
         except OSError as error:
             LOGGER.warning("the checkpoints in %s%s cannot be deleted: %s", SCHEME, self.root, _line(error))
 
@@ -148,9 +146,12 @@ class RemoteCheckpoints(Checkpoints):
         for place in sorted(set(places) - set(whole[-self.KEEP :])):
             if place > f"{self.root}/epoch-{up_to:05d}~":
                 continue
-            if MANIFEST in places[place]:
-                self._filesystem.delete_file(f"{place}/{MANIFEST}")
-            self._filesystem.delete_dir(place)
+            self._delete(place, places[place])
+
+    def _delete(self, place: str, files: set[str]) -> None:
+        if MANIFEST in files:
+            self._filesystem.delete_file(f"{place}/{MANIFEST}")
+        self._filesystem.delete_dir(place)
 
     def _put(self, path: str, content: bytes) -> None:
         with self._filesystem.open_output_stream(path) as stream:

@@ -59,7 +59,7 @@ def search(settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], 
     with holding(plan.folder, what="study"):
         study = _open(settings, plan)
         run = _parent_run(settings, plan, tracker)
-        requeued = study.requeue_interrupted(paused_go_on=settings.tuning.stopping == "halving")
+        requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
         done = study.finished()
         if requeued or done:
             report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,17 +113,16 @@ class Study:
         """Draw with another sampler from here on."""
         self._study.sampler = sampler
 
-    def requeue_interrupted(self, *, paused_go_on: bool = False) -> int:
+    def requeue_interrupted(self, *, paused_at: Collection[int] = ()) -> int:
         """End trials that a killed search left running and queue their parameters again; returns how many.
 
         A trial that was being drawn when the search died has no parameters; another is drawn in its place.
 
         Args:
-            paused_go_on: whether trials that have paused are left as they are, for ``resume_paused``.
+            paused_at: trials that have paused at these epochs are left as they are, for ``resume_paused``.
         """
-        interrupted = [t for t in self.history() if t.state == TrialState.RUNNING]
-        if paused_go_on:
-            interrupted = [t for t in interrupted if PAUSED not in t.user_attrs]
+        running = [t for t in self.history() if t.state == TrialState.RUNNING]
+        interrupted = [t for t in running if t.user_attrs.get(PAUSED) not in paused_at]
         for trial in interrupted:
             with self._storage.together():
                 identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]
