@@ -63,7 +63,9 @@ COMPARED = {
 }
 
 
-def trained_model(case: Case, corpus: EduSim, sessions: Sequence[Session]) -> EduEmotionNet:
+def trained_model(
+    case: Case, corpus: EduSim, sessions: Sequence[Session], device: torch.device | str = "cpu"
+) -> EduEmotionNet:
     """The paper's network after a few steps: enough to be far above chance."""
     torch.manual_seed(0)
     stacked = {
@@ -79,10 +81,11 @@ def trained_model(case: Case, corpus: EduSim, sessions: Sequence[Session]) -> Ed
         "edu_emotionnet", config, dimensions=corpus.dimensions, classes=len(corpus.classes), statistics=statistics
     )
     assert isinstance(model, EduEmotionNet)
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for step in range(case.training_steps):
         first = step * BATCH % len(sessions)
-        batch = clean_batch(sessions[first : first + BATCH])
+        batch = clean_batch(sessions[first : first + BATCH]).to(torch.device(device))
         optimizer.zero_grad()
         losses = combined_loss(model(batch), batch)
         (losses.total(0.1) / losses.steps).backward()
@@ -91,7 +94,7 @@ def trained_model(case: Case, corpus: EduSim, sessions: Sequence[Session]) -> Ed
     return model.eval()
 
 
-def parity(model: EduEmotionNet, sessions: Sequence[Session]) -> dict[str, float]:
+def parity(model: EduEmotionNet, sessions: Sequence[Session], device: torch.device | str = "cpu") -> dict[str, float]:
     """Accuracy in float32, and the largest difference in points over ten cells.
 
     Raises:
@@ -101,7 +104,9 @@ def parity(model: EduEmotionNet, sessions: Sequence[Session]) -> dict[str, float
     ordered = sorted(sessions, key=lambda session: session.num_steps)
     batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
     engines: tuple[Engine, Engine] = ("factorised", "factorised-bfloat16")
-    exact, half = (evaluate_sessions(model, batches, cells, engine=engine).confusion.sum(1) for engine in engines)
+    exact, half = (
+        evaluate_sessions(model, batches, cells, device=device, engine=engine).confusion.sum(1) for engine in engines
+    )
     found = {
         name: 100 * float(np.abs(score(exact) - score(half)).max())
         for name, score in (("accuracy", accuracy), ("macro_f1", macro_f1))
@@ -115,7 +120,7 @@ def parity(model: EduEmotionNet, sessions: Sequence[Session]) -> dict[str, float
 
 @torch.inference_mode()
 def autocast(model: EduEmotionNet, batch: SessionBatch, cells: Sequence[Cell], inputs: Inputs) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(batch.labels.device.type, torch.bfloat16):
         evaluate_cells(model, batch, cells, inputs, engine="plain")
 
 

@@ -1,4 +1,5 @@
-"""How the scripts of this folder measure: CPU time of one process, interleaved, and a record of where it was."""
+"""How the scripts of this folder measure: CPU time of one process, or wall time of a GPU's work; interleaved; and a
+record of where it was."""
 
 from __future__ import annotations
 
@@ -30,19 +31,39 @@ def parser_for(description: str, name: str, quick: str) -> argparse.ArgumentPars
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """CPU seconds of each variant: forwards through the list, then backwards, ``rounds`` times (A B B A)."""
+    """Seconds of each variant: forwards through the list, then backwards, ``rounds`` times (A B B A).
+
+    Args:
+        clock: CPU time of this process, or ``gpu_clock``.
+    """
     if warm_up:
         for run in variants.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name in (*variants, *reversed(list(variants))):
-            start = time.process_time()
+            start = clock()
             variants[name]()
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(clock() - start)
     return seconds
+
+
+def gpu_clock() -> float:
+    """Wall time once the GPU has done all it was given: launching counts, as it does for whoever waits."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def require_gpu() -> None:
+    """End the script in one line where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs a GPU that PyTorch can use: `emolab` says what was found")
 
 
 def minimum_and_median(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -75,6 +96,7 @@ def environment(**more: object) -> dict[str, object]:
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "load_average": os.getloadavg(),
         **more,
     }

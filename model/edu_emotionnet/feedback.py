@@ -1,15 +1,19 @@
 """Temporal Feedback Loop (TFL), equations 8 and 9: the prediction at t depends on the prediction at t-1.
 
-Two ways of computing the same thing, between which ``forward`` chooses by itself:
+Three ways of computing the same thing, between which ``forward`` chooses by itself:
 
 - ``TemporalFeedbackLoop.unrolled`` is the definition: a loop that autograd records, for any device, precision
   and ``torch.func`` transform;
 - ``SequentialAdjoint`` is the faster one on a CPU: the loop runs unrecorded and in place; its exact gradient
-  comes from the adjoint recursion of a K-dimensional state and matrix products over all steps.
+  comes from the adjoint recursion of a K-dimensional state and matrix products over all steps;
+- ``feedback_kernel`` is the faster one on a GPU: all steps in one kernel, and the same recursion in another.
 """
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +24,8 @@ from torch.autograd.function import once_differentiable
 
 BLOCK_ROWS = 512
 """(step, session) pairs handled at a time: at width 256 a block of float32 rows is 0.5 MB, kept in cache."""
+KERNEL_WIDTH, KERNEL_CLASSES = 2048, 16
+"""Widest hidden layer and most classes that the GPU's kernel takes: its weights have to stay in registers."""
 
 
 class TemporalFeedbackLoop(nn.Module):
@@ -40,7 +46,7 @@ class TemporalFeedbackLoop(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, K) log-probabilities.
 
-        The gradient can be taken once; for a second derivative outside ``torch.func`` call ``unrolled``.
+        The gradient can be taken once; for a second derivative call ``unrolled``.
         """
         if self.previous is None:
             return F.log_softmax(self.classifier(F.relu(self.fused(z))), dim=-1)
@@ -50,6 +56,8 @@ class TemporalFeedbackLoop(nn.Module):
         )  # fmt: skip
         if _adjoint_serves(*tensors):
             return SequentialAdjoint.apply(*tensors, self.detach)
+        if _kernel_serves(*tensors):
+            return self.scanned(z)
         return self.unrolled(z)
 
     def unrolled(self, z: Tensor) -> Tensor:
@@ -65,6 +73,17 @@ class TemporalFeedbackLoop(nn.Module):
             if self.detach:
                 belief = belief.detach()
         return torch.stack(steps, dim=1)
+
+    def scanned(self, z: Tensor) -> Tensor:
+        """The same map as ``forward``, by the kernels of a GPU; one derivative."""
+        from edu_emotionnet.feedback_kernel import scan  # Triton, which only machines with a GPU need
+
+        assert self.previous is not None
+        hoisted = self.fused(z)
+        weights = self.previous.weight, self.classifier.weight, self.classifier.bias
+        log_beliefs = scan(hoisted, *weights, detach=self.detach)
+        # As of log_softmax: float32 under autocast, else the precision of what went in.
+        return log_beliefs if torch.is_autocast_enabled(z.device.type) else log_beliefs.to(hoisted.dtype)
 
     def step(self, hoisted: Tensor, belief: Tensor) -> Tensor:
         """One step: W_z z_t + b, (B, width), and y_{t-1}, (B, K) -> log y_t, (B, K)."""
@@ -86,6 +105,55 @@ def _adjoint_serves(z: Tensor, *weights: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
         and all(forward_ad.unpack_dual(tensor).tangent is None for tensor in (z, *weights))
     )
+
+
+def _kernel_serves(z: Tensor, *weights: Tensor) -> bool:
+    """Whether feedback_kernel can stand in for the loop: on a GPU, in single or bfloat16 precision, unless somebody
+    differentiates forwards."""
+    classes, width = weights[-2].shape
+    return (
+        z.device.type == "cuda"
+        and z.dtype in (torch.float32, torch.bfloat16)
+        and z.numel() > 0
+        and width <= KERNEL_WIDTH
+        and classes <= KERNEL_CLASSES
+        and not torch.compiler.is_compiling()
+        and all(forward_ad.unpack_dual(tensor).tangent is None for tensor in (z, *weights))
+        and kernel_works(z.device)
+    )
+
+
+@lru_cache
+def kernel_works(device: torch.device) -> bool:
+    """Whether the kernel can be compiled for a device and gives there what the plain loop gives, tried once on a small
+    problem. Where it cannot, a warning says why: training is slower then, not wrong."""
+    with ThreadPoolExecutor(1) as outside:  # a thread of its own stands outside of every `torch.func` transform
+        failure = outside.submit(_kernel_failure, device).result()
+    if failure:
+        warnings.warn(f"feedback loop: the plain loop instead of the GPU's kernel, slower ({failure})", stacklevel=2)
+    return failure is None
+
+
+def _kernel_failure(device: torch.device) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    loop = TemporalFeedbackLoop(40, 3)
+    with torch.no_grad():
+        for parameter in loop.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    loop, z = loop.to(device), torch.randn(2, 5, 40, generator=generator).to(device).requires_grad_()
+    leaves = [z, *loop.parameters()]
+    try:
+        found, expected = (
+            (output, *torch.autograd.grad(output.square().sum(), leaves))
+            for output in (loop.scanned(z), loop.unrolled(z))
+        )
+    except Exception as error:  # a missing compiler, a GPU that Triton does not know
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    difference = max(
+        float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(found, expected, strict=True)
+    )
+    # Above what TF32 products in W_z z would explain, which both sides share; NaN is above everything.
+    return None if difference < 1e-3 else f"its results differ by {difference:.1e}"
 
 
 class SequentialAdjoint(torch.autograd.Function):
