@@ -1,16 +1,20 @@
-"""Training on a cluster that loses a node half-way, with a spare one, with none, and with one that comes later."""
+"""Training on a cluster that loses workers in mid-epoch, or a node half-way: with a spare one, with none, and with one
+that comes later. The run ends with the weights and the metrics of its clean twin."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.faults import victims as jobs
-from tests.faults.killing import Trigger, Victims
+from tests.faults.killing import Trigger, Victims, processes
 from tests.faults.nodes import Nodes, ended
 from tests.faults.test_training_kills import recorded
 from tests.training.test_loop import settings_for
@@ -26,7 +30,7 @@ EPOCHS = 8
 
 
 def training(data: Path, output: Path, name: str, **workers: Any) -> dict[str, Any]:
-    settings = settings_for(data, output, model={"dropout": 0.0}, epochs=EPOCHS, patience=EPOCHS)
+    settings = settings_for(data, output, epochs=EPOCHS, patience=EPOCHS)
     plan = WorkerSettings.model_validate({"count": 2, "max_failures": 2} | workers)
     return settings.model_copy(update={"name": name, "workers": plan}).model_dump(mode="json")
 
@@ -49,6 +53,22 @@ def undisturbed(nodes: Nodes, toy_data: Path, victims: Victims, tmp_path_factory
     return output
 
 
+def living_workers(*, without: Sequence[int]) -> list[int]:
+    """Wait until two workers are there, none of them one of those that were killed."""
+    deadline = time.monotonic() + 150
+    while len(found := processes("ray::RayTrainWorker")) != 2 or set(found) & set(without):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+    return found
+
+
+def as_undisturbed(output: Path, name: str, undisturbed: Path) -> None:
+    """The same metrics at every epoch, and the same weights bit by bit."""
+    assert recorded(output, name) == recorded(undisturbed, "clean")
+    weights = [sha256(run / "model" / "model.safetensors") for run in (output / name, undisturbed / "clean")]
+    assert weights[0] == weights[1]
+
+
 def test_training_that_loses_a_node_goes_on_with_the_spare_one_and_ends_with_the_same_bits(
     nodes: Nodes,
     undisturbed: Path,
@@ -64,10 +84,32 @@ def test_training_that_loses_a_node_goes_on_with_the_spare_one_and_ends_with_the
     nodes.add("spare")
     nodes.lose("b")
     ended(victim)
-    assert recorded(tmp_path, "lost") == recorded(undisturbed, "clean")
-    weights = [sha256(output / "model" / "model.safetensors") for output in (tmp_path / "lost", undisturbed / "clean")]
-    assert weights[0] == weights[1]
+    as_undisturbed(tmp_path, "lost", undisturbed)
     record_faults("training", "a node lost, a spare one there", tried=1, survived=1)
+
+
+def test_killed_workers_cost_no_metric_and_change_no_bit(
+    nodes: Nodes,
+    undisturbed: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    victims: Victims,
+    record_faults: Record,
+) -> None:
+    """A drawn worker, a drawn time after each of two drawn epochs was saved."""
+    nodes.are("a", "b")
+    arguments = (training(toy_data, tmp_path, "killed"), nodes.address)
+    victim = victims.start(jobs.training_together, *arguments, trigger=Trigger(folder=str(tmp_path)))
+    generator, killed = np.random.default_rng(20260741), []
+    for epoch in sorted(generator.choice(np.arange(1, EPOCHS), size=2, replace=False).tolist()):
+        saved(tmp_path / "killed", epoch)
+        time.sleep(float(generator.random()) * 0.2)
+        worker = living_workers(without=killed)[int(generator.integers(2))]
+        os.kill(worker, signal.SIGKILL)
+        killed.append(worker)
+    ended(victim)
+    as_undisturbed(tmp_path, "killed", undisturbed)
+    record_faults("training", "SIGKILL of a DDP worker in mid-epoch", tried=2, survived=2, kills=2)
 
 
 LONG = 32
@@ -99,10 +141,11 @@ def test_elastic_training_shrinks_with_its_nodes_and_grows_again_and_its_loss_cu
 ) -> None:
     """Two workers, one, two again, and one to the end, against one worker that nothing happened to."""
     job = training(toy_data, tmp_path, "elastic", minimum=1)
+    job["model"] |= {"dropout": 0.0}  # whose masks are drawn by rank
     job["training"] |= {"epochs": LONG, "patience": LONG, "learning_rate": 1e-3}
     train(TrainSettings.model_validate(job | {"name": "alone", "workers": {}}))
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")  # a report is taken at each, so an epoch takes one
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # for as many workers as before; else fewer
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")  # for as many workers as before; else fewer
     nodes.are("a", "b")
     folder = tmp_path / "elastic"
     victim = victims.start(jobs.training_elastically, job, nodes.address, trigger=Trigger(folder=str(folder)))

@@ -180,6 +180,9 @@ def run_population(
                 perturbation_interval=interval,
                 hyperparam_mutations={key: _mutation(space, key) for key in keys},
                 custom_explore_fn=lambda config: _within(space, config),
+                # All are compared at the same epoch. Otherwise a weak member whose model waits for a CPU is set back
+                # to it after every epoch, until that one has got its turn.
+                synch=True,
             ),
             reuse_actors=True,  # how many run at a time is left to their resources: members take turns
         ),

@@ -3,23 +3,26 @@
 Optuna's relational storage makes one transaction of every parameter, value and attribute: about a hundred
 milliseconds for a short trial, all of it while a trial's process waits for its next task. Here every question is
 answered from memory, and one thread brings the database up to date, a trial at a time and in the order of their
-numbers. What is in the database is never ahead of memory and never half a draw; what `durable` says is there
-survives the death of the process.
+numbers. What is in the database is never ahead of memory and never half a draw (all parameters of a trial, or none);
+what `durable` says is there survives the death of the process.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import threading
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages._rdb import models  # the schema, which the exact version in constraints.txt holds still
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.names import UserError
@@ -174,26 +177,53 @@ class WriteBehindStorage(InMemoryStorage):
     def _write(self, trial: FrozenTrial) -> None:
         """Bring one trial of the database to a snapshot of it; its state last."""
         if trial.number not in self._written:
-            identity = self._database.create_new_trial(self._remote, template_trial=_storable(trial))
-            self._written[trial.number] = (identity, trial)
-            return
+            # One that waits in the queue is worth nothing without the parameters it was queued with.
+            begun = _storable(trial) if trial.state == TrialState.WAITING else _begun(trial)
+            self._written[trial.number] = (self._database.create_new_trial(self._remote, template_trial=begun), begun)
         identity, before = self._written[trial.number]
-        for name, distribution in trial.distributions.items():
-            if name not in before.params:
-                value = distribution.to_internal_repr(trial.params[name])
-                self._database.set_trial_param(identity, name, value, distribution)
+        self._insert(identity, trial, before)
         for step, value in trial.intermediate_values.items():
-            if before.intermediate_values.get(step) != value:
+            if before.intermediate_values.get(step, value) != value:
                 self._database.set_trial_intermediate_value(identity, step, value)
         for key, value in trial.user_attrs.items():
-            if key not in before.user_attrs or before.user_attrs[key] != value:
+            if before.user_attrs.get(key, value) != value:
                 self._database.set_trial_user_attr(identity, key, value)
         for key, value in _storable(trial).system_attrs.items():
-            if key not in before.system_attrs or before.system_attrs[key] != value:
+            if before.system_attrs.get(key, value) != value:
                 self._database.set_trial_system_attr(identity, key, value)
         if trial.state != before.state:
             self._database.set_trial_state_values(identity, trial.state, trial.values)
         self._written[trial.number] = (identity, trial)
+
+    def _insert(self, identity: int, trial: FrozenTrial, before: FrozenTrial) -> None:
+        """Parameters, values and attributes that are new in a trial, in one transaction. Through Optuna's storage each
+        is one of its own, with several queries: most of what a search of short trials computes beside its processes.
+        """
+        reports, system = trial.intermediate_values, _storable(trial).system_attrs
+        as_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+        rows: dict[Any, list[dict[str, Any]]] = {
+            models.TrialParamModel: [
+                {
+                    "param_name": name,
+                    "param_value": distribution.to_internal_repr(trial.params[name]),
+                    "distribution_json": distribution_to_json(distribution),
+                }
+                for name, distribution in trial.distributions.items()
+                if name not in before.params
+            ],
+            models.TrialIntermediateValueModel: [
+                {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+                for step in reports.keys() - before.intermediate_values.keys()
+                for stored, kind in [as_stored(reports[step])]
+            ],
+            models.TrialUserAttributeModel: _attributes(trial.user_attrs, before.user_attrs),
+            models.TrialSystemAttributeModel: _attributes(system, before.system_attrs),
+        }
+        if any(rows.values()):
+            with self._database.engine.begin() as connection:
+                for model, new in rows.items():
+                    if new:
+                        connection.execute(insert(model), [{"trial_id": identity} | row for row in new])
 
     def _snapshot(self, number: int) -> FrozenTrial:
         """A trial as it is now. A copy: Optuna's own trial objects add reports and attributes to the one they got
@@ -213,6 +243,20 @@ def _open_study(database: RDBStorage, name: str, directions: Sequence[StudyDirec
         return database.get_study_id_from_name(name)
     except KeyError:
         return database.create_new_study(directions, name)
+
+
+def _begun(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that runs, before anything was added to it."""
+    begun = copy.copy(trial)
+    begun.state, begun.values, begun.datetime_complete = TrialState.RUNNING, None, None
+    for part in ("params", "distributions", "intermediate_values", "user_attrs", "system_attrs"):
+        setattr(begun, part, {})
+    return begun
+
+
+def _attributes(values: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the attributes that were not there before."""
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in values.items() if key not in before]
 
 
 def _storable(trial: FrozenTrial) -> FrozenTrial:
