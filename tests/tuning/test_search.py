@@ -426,3 +426,20 @@ def test_a_population_goes_on_from_its_best_and_the_study_holds_every_member(
     assert taken and began[taken[0]] == 0.01
     for record in result.records:
         assert record.parameters == schedules[record.number][-1]["parameters"]
+
+
+@pytest.mark.timeout(90)
+def test_a_population_goes_on_where_the_member_that_all_wait_for_ends_early(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    """The last of four to be compared after two epochs stops there, since it has learned nothing."""
+    settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="pbt", sampler="random", grace_epochs=2, seed=5)
+    settings = settings.model_copy(update={"training": settings.training.model_copy(update={"patience": 1})})
+    rates = {"distribution": "categorical", "choices": [1e-9, 0.01]}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"parameters": {"training.learning_rate": rates}}))
+    result = search(settings, NoTracker())
+    began = [t.params["training.learning_rate"] for t in study_of(result.folder / "study.db")]
+    assert began == [0.01, 0.01, 0.01, 1e-9]
+    assert [(r.number, r.state, r.epochs) for r in sorted(result.records, key=lambda r: r.number)] == [
+        (0, "COMPLETE", 4), (1, "COMPLETE", 4), (2, "COMPLETE", 4), (3, "COMPLETE", 2),
+    ]  # fmt: skip

@@ -83,6 +83,24 @@ class PopulationTrial(ray.tune.Trainable):
         self._epochs = epochs_in_process(settings, checkpoints=CheckpointFolder(self._root))
 
 
+class SynchronousPopulation(PopulationBasedTraining):
+    """All members are compared at the same epoch. Otherwise a weak member whose model waits for a CPU is set back to it
+    after every epoch, until that one has got its turn."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(synch=True, **options)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The next member to train. Where the one that all others wait for has ended, by itself or by a failure, Tune
+        would wait for ever: it compares when a member arrives. Then the others go on to the next comparison."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        live = tune_controller.get_live_trials()
+        if chosen is None and live and all(trial.status == Trial.PAUSED for trial in live):
+            self._next_perturbation_sync += self._perturbation_interval
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+
 class PopulationRecorder(Unsaved, ray.tune.Callback):
     """Tells the study what became of each member."""
 
@@ -173,16 +191,13 @@ def run_population(
             **{key: ray.tune.sample_from(_initial(drawn, key)) for key in keys},
         },
         tune_config=ray.tune.TuneConfig(
-            scheduler=PopulationBasedTraining(
+            scheduler=SynchronousPopulation(
                 time_attr="epoch",
                 metric=METRIC,
                 mode="max",
                 perturbation_interval=interval,
                 hyperparam_mutations={key: _mutation(space, key) for key in keys},
                 custom_explore_fn=lambda config: _within(space, config),
-                # All are compared at the same epoch. Otherwise a weak member whose model waits for a CPU is set back
-                # to it after every epoch, until that one has got its turn.
-                synch=True,
             ),
             reuse_actors=True,  # how many run at a time is left to their resources: members take turns
         ),
