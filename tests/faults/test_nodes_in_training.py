@@ -58,7 +58,7 @@ def living_workers(*, without: Sequence[int]) -> list[int]:
     deadline = time.monotonic() + 150
     while len(found := processes("ray::RayTrainWorker")) != 2 or set(found) & set(without):
         assert time.monotonic() < deadline, found
-        time.sleep(0.01)
+        time.sleep(0.1)
     return found
 
 

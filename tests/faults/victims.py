@@ -16,9 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib.pyplot  # noqa: F401  # imported here, not in every victim
+# Imported here, once, and not in every victim: PyTorch's optimizers and MLflow's store come to these when first used.
+import matplotlib.pyplot  # noqa: F401
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import ray.train
 import torch
+import torch._dynamo
 from mlflow import MlflowClient
 from tests.faults.killing import below
 from tests.robustness.test_sweep import opened
