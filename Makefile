@@ -28,7 +28,7 @@ test: $(INSTALLED)  ## the tests, without the slowest faults and scenarios (ARGS
 	$(PYTEST) -m "not (slow and (fault or scenario))" $(ARGS)
 
 faults: $(INSTALLED)  ## every fault, injected into real parts; what was tried goes to runs/faults.json and runs/faults.md
-	$(PYTEST) -p tests.faults.report -m fault $(ARGS)
+	$(PYTEST) -p tests.faults.report -m fault $(ARGS) $$(grep -rl "mark.fault" tests --include='test_*.py')
 
 scenarios: $(INSTALLED)  ## long ways through several jobs, as users take them
 	$(PYTEST) -m scenario $(ARGS)

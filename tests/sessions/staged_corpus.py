@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emolab.corpora.corpus import Arrays, Corpus, RefusedSessionError, SessionReference, Stage
+from emolab.sessions.manifest import write_atomically
 from emolab.sessions.schema import Session
 
 DIMENSIONS = {"audio": 5, "visual": 3, "text": 2}
@@ -114,7 +115,7 @@ class _Builder:
         path = Path(self.corpus.source) / reference.session_id
         with (path.parent.parent / "read.log").open("a") as log:
             log.write(f"{reference.session_id}\n")
-        (path.parent.parent / "decoder").write_text(str(os.getpid()))
+        write_atomically(path.parent.parent / "decoder", str(os.getpid()).encode())
         content = path.read_text()
         time.sleep(self.corpus.seconds)
         if content == "truncated":
