@@ -3,6 +3,7 @@
     python benchmarks/search_efficiency.py                      # about half an hour
     python benchmarks/search_efficiency.py --quick              # one seed
     python benchmarks/search_efficiency.py --first-decision 3   # three times as long
+    python benchmarks/search_efficiency.py --sessions 300       # a third of the validation sessions: more luck
 
 For each of five seeds (of training and of the sampler), on one small EduSim and a tiny Edu-EmotionNet:
 
@@ -51,6 +52,8 @@ from emolab.tuning.space import configured
 FACTOR = 3
 SHARE = 9
 """The search may spend one epoch for so many of the grid's."""
+STEPS = 37
+"""Sessions for each one of a batch: every size has the same number of steps an epoch, 26."""
 RETRAININGS, FRESH = 3, 1000
 TRIALS = 27
 MANY = 80
@@ -76,7 +79,7 @@ def spaces(folder: Path) -> None:
         (folder / f"{arm}.yaml").write_text(yaml.safe_dump({"parameters": parameters}))
 
 
-def run(arm: str, seed: int, folder: Path, *, first_decision: int) -> dict[str, float]:
+def run(arm: str, seed: int, folder: Path, *, first_decision: int, batch: int) -> dict[str, float]:
     """One search from nothing: the best score it found and the epochs it took."""
     epochs = first_decision * FACTOR**3
     halving = {} if arm == "grid" else {"grace_epochs": first_decision, "reduction_factor": FACTOR}
@@ -89,7 +92,7 @@ def run(arm: str, seed: int, folder: Path, *, first_decision: int) -> dict[str, 
             "model": {"d_model": 16, "layers": 1, "heads": 2},
             "training": {
                 "epochs": epochs,
-                "batch_size": 8,
+                "batch_size": batch,
                 "warmup_epochs": 0,
                 "decay_epochs": [],
                 "patience": epochs,
@@ -120,9 +123,9 @@ def retrained(chosen: TrainSettings, seed: int) -> float:
     return reports[-1].kept_macro_f1 or 0.0
 
 
-def measure(seeds: int, folder: Path, *, first_decision: int) -> dict[str, Any]:
+def measure(seeds: int, folder: Path, *, first_decision: int, sessions: int) -> dict[str, Any]:
     prepare(
-        EduSim(sessions=300, speakers=30, mean_steps=20),
+        EduSim(sessions=sessions, speakers=30, mean_steps=20),
         folder / "data",
         seed=0,
         shard_sessions=64,
@@ -132,7 +135,7 @@ def measure(seeds: int, folder: Path, *, first_decision: int) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(seeds):
         for arm in ARMS:
-            found[arm].append(run(arm, seed, folder, first_decision=first_decision))
+            found[arm].append(run(arm, seed, folder, first_decision=first_decision, batch=sessions // STEPS))
             print(f"seed {seed} {arm}: {found[arm][-1]}", flush=True)
     return report(found)
 
@@ -169,12 +172,14 @@ def not_below(gain: dict[str, float]) -> bool:
 def main(given: list[str] | None = None) -> None:
     parser = parser_for("Epochs of a search against the full grid.", "search_efficiency", "one seed")
     parser.add_argument("--first-decision", type=int, default=1, help="epochs before it; a trial has 27 times as many")
+    parser.add_argument("--sessions", type=int, default=1000, help="15 %% of them validate")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="search-", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name
         with connected(ClusterSettings(address="local", cpus=1)):
-            result = measure(1 if options.quick else 5, Path(name), first_decision=options.first_decision)
+            seeds = 1 if options.quick else 5
+            result = measure(seeds, Path(name), first_decision=options.first_decision, sessions=options.sessions)
     for what, arms in result["gain_over_grid"].items():
         print(f"{what}: grid {result['means'][what]['grid']:.4f}")
         for arm, gain in arms.items():
@@ -186,6 +191,7 @@ def main(given: list[str] | None = None) -> None:
     content = {
         "quick": options.quick,
         "first_decision": options.first_decision,
+        "sessions": options.sessions,
         "environment": machine,
         "result": result,
     }
