@@ -32,6 +32,7 @@ from emolab.robustness.cells import Cell
 from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.sweep import (
+    Evaluator,
     SplitLoader,
     SweepPlan,
     agreement,
@@ -246,6 +247,20 @@ def test_the_test_split_is_not_read_without_its_opening(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_sweep_on_gpus_that_are_not_there_is_refused(
+    ray_cluster: None, models: list[Path], toy_data: Path, cells: list[Cell], tmp_path: Path
+) -> None:
+    plan = plan_sweep(models, toy_data, "test", cells, **SIZES, gpus=0.5)
+    with pytest.raises(UserError, match=r"a robustness sweep cannot run here: 0\.5 GPU needed, 0 in the cluster"):
+        run_sweep(plan, tmp_path / "units", report=no_report, opening=opened)
+    assert not (tmp_path / "units").exists()
+    # A cluster may say that it has GPUs where PyTorch finds none.
+    evaluator = Evaluator.__ray_metadata__.modified_class(toy_data, "test", tmp_path, load_split, "cuda")
+    with pytest.raises(UserError, match="the cluster gave a GPU that PyTorch cannot use there"):
+        evaluator.work(plan.units[0], models[0], cells, bfloat16=False)
+
+
 def test_the_plan_knows_everything_that_decides_a_unit(
     plan: SweepPlan, models: list[Path], toy_data: Path, cells: list[Cell]
 ) -> None:
@@ -258,6 +273,8 @@ def test_the_plan_knows_everything_that_decides_a_unit(
         plan_sweep(models, toy_data, "test", cells[1:], **SIZES),
         plan_sweep(models, toy_data, "test", cells, sessions_per_unit=4, cells_per_unit=30),
         plan_sweep(models, toy_data, "test", [replace(c, seed=c.seed + 1) for c in cells], **SIZES),
+        plan_sweep(models, toy_data, "test", cells, **SIZES, bfloat16=True),
+        plan_sweep(models, toy_data, "test", cells, **SIZES, gpus=0.5),
     ]
     for other in others:
         assert not files & {unit.file for unit in other.units if unit.cells}

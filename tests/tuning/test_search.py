@@ -428,7 +428,8 @@ def test_a_population_goes_on_from_its_best_and_the_study_holds_every_member(
         assert record.parameters == schedules[record.number][-1]["parameters"]
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.slow
+@pytest.mark.ray
 def test_a_population_goes_on_where_the_member_that_all_wait_for_ends_early(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:

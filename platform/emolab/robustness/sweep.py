@@ -71,6 +71,8 @@ class SweepPlan:
     units: tuple[Unit, ...]
     bfloat16: bool = False
     """Whether encoders that can be factorised compute in bfloat16."""
+    gpus: float = 0.0
+    """Share of a GPU for each evaluating process; 0: they compute on CPUs."""
 
 
 def plan_sweep(
@@ -82,6 +84,7 @@ def plan_sweep(
     sessions_per_unit: int = SESSIONS_PER_UNIT,
     cells_per_unit: int = CELLS_PER_UNIT,
     bfloat16: bool = False,
+    gpus: float = 0.0,
 ) -> SweepPlan:
     """Cut a sweep into units.
 
@@ -97,6 +100,7 @@ def plan_sweep(
         _check_fit(folder, manifest, data)
         evaluated = [version("edu-emotionnet-lab"), _digest(folder), manifest.digest, split]
         evaluated += ["bfloat16"] if bfloat16 else []
+        evaluated += ["gpu"] if gpus else []  # rounds differently: the parts of a sweep are of one kind
         for first in range(0, summary.sessions, sessions_per_unit):
             for start in range(0, len(cells), cells_per_unit):
                 sessions = range(first, min(first + sessions_per_unit, summary.sessions))
@@ -106,7 +110,13 @@ def plan_sweep(
         everything = range(summary.sessions)
         units.append(Unit(model=number, sessions=everything, cells=range(0), file=f"{_name(evaluated)}.json"))
     return SweepPlan(
-        models=tuple(models), data=data, split=split, cells=tuple(cells), units=tuple(units), bfloat16=bfloat16
+        models=tuple(models),
+        data=data,
+        split=split,
+        cells=tuple(cells),
+        units=tuple(units),
+        bfloat16=bfloat16,
+        gpus=gpus,
     )
 
 
@@ -133,7 +143,7 @@ def run_sweep(
     """Compute the units whose result is not in the folder yet, or is damaged; Ray must be connected.
 
     Args:
-        actors: processes at a time; as many as there are CPUs where None, and never more.
+        actors: processes at a time; as many as there are CPUs, or shares of GPUs, where None, and never more.
         opening: called once, where there is something to compute, before any session is read.
         stall_seconds: longest time in which nothing at all is finished.
 
@@ -141,8 +151,8 @@ def run_sweep(
         The number of units computed now.
 
     Raises:
-        UserError: no CPU to run on, a process that was lost again and again, nothing finished for too long, or what
-            the evaluation refuses.
+        UserError: no CPU or GPU to run on, a process that was lost again and again, nothing finished for too long, or
+            what the evaluation refuses.
     """
     missing = [unit for unit in plan.units if not _usable(unit, plan, folder, report)]
     done = len(plan.units) - len(missing)
@@ -150,13 +160,16 @@ def run_sweep(
         report(f"{done} of {len(plan.units)} units are done already")
     if not missing:
         return 0
-    require({"CPU": 1.0}, purpose="a robustness sweep")
+    needs = {"CPU": 1.0} | ({"GPU": plan.gpus} if plan.gpus else {})
+    require(needs, purpose="a robustness sweep")
     folder.mkdir(parents=True, exist_ok=True)
-    cpus = int(ray.cluster_resources()["CPU"])
+    room = min(int(ray.cluster_resources()[name] / amount) for name, amount in needs.items())
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
-    start, load = Evaluator.options(runtime_env=environment).remote, opening()
+    start = Evaluator.options(num_gpus=plan.gpus, runtime_env=environment).remote
+    device, load = "cuda" if plan.gpus else "cpu", opening()
     evaluators: list[Any] = [
-        start(plan.data, plan.split, folder.resolve(), load) for _ in range(min(actors or cpus, cpus, len(missing)))
+        start(plan.data, plan.split, folder.resolve(), load, device)
+        for _ in range(min(actors or room, room, len(missing)))
     ]
     started = time.monotonic()
     try:
@@ -262,19 +275,24 @@ def read_agreements(plan: SweepPlan, folder: Path) -> list[dict[str, float]]:
 class Evaluator:
     """Holds the sessions and the model at hand; a lost process starts anew and does its unit again."""
 
-    def __init__(self, data: Path, split: Split, folder: Path, load: SplitLoader) -> None:
+    def __init__(self, data: Path, split: Split, folder: Path, load: SplitLoader, device: str) -> None:
         torch.set_num_threads(1)
-        self.folder, self.manifest = folder, read_manifest(data)
+        self.folder, self.device, self.manifest = folder, device, read_manifest(data)
         self.store = load(data, self.manifest, split)
         self.surroundings = surroundings_of(self.store, self.manifest)
         self.model: tuple[Path, nn.Module] | None = None
 
     def work(self, unit: Unit, model: Path, cells: Sequence[Cell], *, bfloat16: bool) -> None:
         """Compute a unit and write its file."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "the cluster gave a GPU that PyTorch cannot use there: `emolab` says what it finds; or gpus=0"
+            )
         if self.model is None or self.model[0] != model:  # units come model by model
-            self.model = (model, load_model(model)[0])
+            self.model = (model, load_model(model)[0].to(self.device))
         if not cells:
-            write_agreement(self.folder / unit.file, agreement(self.model[1], self.store, self.manifest))
+            found = agreement(self.model[1], self.store, self.manifest, device=self.device)
+            write_agreement(self.folder / unit.file, found)
             return
         sessions = [self.store.session(index, self.manifest) for index in unit.sessions]
         batches = [
@@ -283,7 +301,9 @@ class Evaluator:
         engine = best_engine(self.model[1])
         if engine == "factorised" and bfloat16:
             engine = "factorised-bfloat16"
-        tally = evaluate_sessions(self.model[1], batches, cells, surroundings=self.surroundings, engine=engine)
+        tally = evaluate_sessions(
+            self.model[1], batches, cells, surroundings=self.surroundings, device=self.device, engine=engine
+        )
         write_tally(self.folder / unit.file, tally)
 
 
@@ -298,19 +318,21 @@ def surroundings_of(store: SessionStore, manifest: Manifest) -> Surroundings:
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, store: SessionStore, manifest: Manifest) -> dict[str, float]:
+def agreement(
+    model: nn.Module, store: SessionStore, manifest: Manifest, *, device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """Modality -> Spearman correlation of its weight with its true quality, over the clean steps at which it was
     observed; empty where the model has no weights or the corpus does not know the quality."""
     weights: dict[str, list[Any]] = {name: [] for name in manifest.dimensions}
     qualities: dict[str, list[Any]] = {name: [] for name in manifest.dimensions}
     for index in range(len(store)):
         session = store.session(index, manifest)
-        confidence = model(store.batch([index])).confidence
+        confidence = model(store.batch([index]).to(device)).confidence
         if confidence is None or not session.quality:
             return {}
         for column, name in enumerate(session.features):
             seen = session.present[name]
-            weights[name].append(confidence[0, :, column].numpy()[seen])
+            weights[name].append(confidence[0, :, column].cpu().numpy()[seen])
             qualities[name].append(session.quality[name][seen])
     return {
         name: weight_quality_correlation(np.concatenate(weights[name]), np.concatenate(qualities[name]))

@@ -63,7 +63,10 @@ class RobustnessSettings(Settings):
     name: str | None = Field(default=None, description="null: derived from models, suite and data")
     reference: str = Field(default="edu_emotionnet", description="the model that others are compared with")
     bfloat16: bool = Field(default=False, description="encode in bfloat16 where the model can be factorised: not exact")
-    actors: int | None = Field(default=None, ge=1, description="evaluating processes; null: one per CPU")
+    actors: int | None = Field(
+        default=None, ge=1, description="evaluating processes; null: one per CPU, or per GPU share"
+    )
+    gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="share of a GPU for each evaluating process")
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
@@ -141,7 +144,12 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
     found = [f.resolve() for uri in settings.models for f in model_folders(uri, tracker, output / "fetched-models")]
     models = {model.digest: model for model in map(kept_model, found)}  # named twice is still one model
     plan = plan_sweep(
-        [model.folder for model in models.values()], data, settings.split, cells, bfloat16=settings.bfloat16
+        [model.folder for model in models.values()],
+        data,
+        settings.split,
+        cells,
+        bfloat16=settings.bfloat16,
+        gpus=settings.gpus,
     )
     if manifest.splits[settings.split].sessions < 2:
         raise UserError(f"{data} has one session in its {settings.split} split: intervals need two or more")
