@@ -3,7 +3,7 @@
     python benchmarks/search_efficiency.py                      # about half an hour
     python benchmarks/search_efficiency.py --quick              # one seed
     python benchmarks/search_efficiency.py --first-decision 3   # three times as long
-    python benchmarks/search_efficiency.py --sessions 300       # a third of the validation sessions: more luck
+    python benchmarks/search_efficiency.py --sessions 1000      # more sessions to judge by; an hour or more
 
 For each of five seeds (of training and of the sampler), on one small EduSim and a tiny Edu-EmotionNet:
 
@@ -172,7 +172,7 @@ def not_below(gain: dict[str, float]) -> bool:
 def main(given: list[str] | None = None) -> None:
     parser = parser_for("Epochs of a search against the full grid.", "search_efficiency", "one seed")
     parser.add_argument("--first-decision", type=int, default=1, help="epochs before it; a trial has 27 times as many")
-    parser.add_argument("--sessions", type=int, default=1000, help="15 %% of them validate")
+    parser.add_argument("--sessions", type=int, default=300, help="15 %% of them validate")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="search-", ignore_cleanup_errors=True) as name:
