@@ -132,7 +132,7 @@ class FeedbackScan(torch.autograd.Function):
         classes = classifier.shape[1]
         log_beliefs = hoisted.new_empty((configurations, sessions, steps, classes), dtype=torch.float32)
         hidden = torch.empty(hoisted.shape, dtype=hoisted.dtype, device=hoisted.device)
-        if hoisted.numel():
+        with torch.cuda.device_of(hoisted):  # Triton launches on the current device
             _scan_kernel[(configurations * sessions,)](
                 hoisted.contiguous(), previous.contiguous(), classifier.contiguous(), bias.contiguous(),
                 log_beliefs, hidden, sessions, steps, width, classes, **_shape(width, classes),
@@ -171,7 +171,7 @@ class FeedbackAdjoint(torch.autograd.Function):
         # Every session writes its own part, summed afterwards: atomic additions would depend on who comes first.
         parts = hidden.new_zeros((2, configurations, sessions, classes, width), dtype=torch.float32)
         offsets = hidden.new_zeros((configurations, sessions, classes), dtype=torch.float32)
-        if hidden.numel():
+        with torch.cuda.device_of(hidden):
             _adjoint_kernel[(configurations * sessions,)](
                 gradient.contiguous(), log_beliefs.contiguous(), hidden.contiguous(),
                 previous.contiguous(), classifier.contiguous(), delta, parts[0], parts[1], offsets,
