@@ -85,7 +85,7 @@ def trained_model(
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for step in range(case.training_steps):
         first = step * BATCH % len(sessions)
-        batch = clean_batch(sessions[first : first + BATCH]).to(torch.device(device))
+        batch = clean_batch(sessions[first : first + BATCH]).to(device)
         optimizer.zero_grad()
         losses = combined_loss(model(batch), batch)
         (losses.total(0.1) / losses.steps).backward()

@@ -16,7 +16,7 @@ the others would each cost if trained one after the other.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,12 @@ from typing import Any
 import torch
 from measurement import environment, gpu_clock, interleaved, minimum_and_median, parser_for, require_gpu, write_record
 
-from emolab.training.data import TrainingData, load_training_data
+from emolab.training.data import load_training_data
 from emolab.training.fused import FusedTraining
-from emolab.training.loop import Outcome, fit
-from emolab.training.metrics import EpochReport
-from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
+from emolab.training.train import epochs_in_process
 
-MEMBERS = 16
+MEMBERS, DEVICE = 16, torch.device("cuda")
 TOLERANCE = 1e-4
 """Largest relative difference allowed between a member's training loss in the second epoch and that of it alone."""
 
@@ -58,11 +56,13 @@ CASES = (
 QUICK_CASES = (Case(width=32, batch_size=32, rounds=1, most=2.0),)
 
 
-def members(case: Case, *, dropout: float) -> dict[int, TrainSettings]:
+def members(case: Case, folder: Path, *, dropout: float) -> dict[int, TrainSettings]:
     """Configurations that a search over learning rate, lambda and dropout could draw."""
     return {
         number: TrainSettings.model_validate(
             {
+                "data": str(folder),
+                "workers": {"gpus": 1},
                 "model": {"d_model": case.width, "layers": 4, "heads": 4, "dropout": dropout},
                 "training": {
                     "batch_size": case.batch_size,
@@ -77,25 +77,19 @@ def members(case: Case, *, dropout: float) -> dict[int, TrainSettings]:
     }
 
 
-def alone(settings: TrainSettings, data: TrainingData, device: torch.device) -> Generator[EpochReport, None, Outcome]:
-    torch.manual_seed(settings.training.seed)
-    model = settings.model.build(data.manifest).to(device)
-    return fit(model, model, data, settings.training, workers=Workers(device=device))
-
-
-def parity(case: Case, data: TrainingData, device: torch.device) -> float:
+def parity(case: Case, folder: Path) -> float:
     """Largest relative difference between the losses of the first, a middle and the last member and theirs alone.
 
     Raises:
         AssertionError: it is above the tolerance.
     """
-    settings = members(case, dropout=0.0)
-    fused = FusedTraining(settings, data, device)
+    settings = members(case, folder, dropout=0.0)
+    fused = FusedTraining(settings, load_training_data(folder), DEVICE)
     fused.epoch()
     together: Mapping[int, Any] = fused.epoch()
     worst = 0.0
     for number in (0, MEMBERS // 2, MEMBERS - 1):
-        epochs = alone(settings[number], data, device)
+        epochs = epochs_in_process(settings[number])
         next(epochs)
         expected = next(epochs).train_loss
         worst = max(worst, abs(together[number].train_loss - expected) / expected)
@@ -103,10 +97,10 @@ def parity(case: Case, data: TrainingData, device: torch.device) -> float:
     return worst
 
 
-def measure(case: Case, data: TrainingData, device: torch.device) -> dict[str, Any]:
-    difference = parity(case, data, device)
-    settings = members(case, dropout=0.2)
-    fused, one = FusedTraining(settings, data, device), alone(settings[0], data, device)
+def measure(case: Case, folder: Path) -> dict[str, Any]:
+    difference = parity(case, folder)
+    settings = members(case, folder, dropout=0.2)
+    fused, one = FusedTraining(settings, load_training_data(folder), DEVICE), epochs_in_process(settings[0])
     seconds = interleaved({"fused": fused.epoch, "one": lambda: next(one)}, case.rounds, clock=gpu_clock)
     found = minimum_and_median(seconds)
     times = {which: found["fused"][which] / found["one"][which] for which in ("min", "median")}
@@ -131,12 +125,11 @@ def main(given: list[str] | None = None) -> None:
     )
     options = parser.parse_args(given)
     require_gpu()
-    device = torch.device("cuda")
     with tempfile.TemporaryDirectory() as temporary:
-        data = load_training_data(options.data or _prepared(Path(temporary) / "data"))
+        folder = options.data or _prepared(Path(temporary) / "data")
         results = []
         for case in QUICK_CASES if options.quick else CASES:
-            result = measure(case, data, device)
+            result = measure(case, folder)
             results.append(result)
             times, gain = result["times_as_long_as_one"], result["throughput"]
             print(

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from bfloat16_sweep import BATCH, POINTS, autocast, trained_model
 from bfloat16_sweep import Case as Precision
 from bfloat16_sweep import parity as precision_parity
@@ -84,7 +83,7 @@ def measure(case: Case) -> dict[str, Any]:
         variant: replace(value, features=value.features.cuda(), present=value.present.cuda())
         for variant, value in built.items()
     }
-    given = (model, batch.to(torch.device("cuda")), cells, inputs)
+    given = (model, batch.to("cuda"), cells, inputs)
     runs = {
         "bfloat16": partial(evaluate_cells, *given, engine="factorised-bfloat16"),
         "factorised": partial(evaluate_cells, *given, engine="factorised"),
