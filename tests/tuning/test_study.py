@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,11 @@ def test_importances_need_enough_trials(tmp_path: Path) -> None:
     assert importances["model.dropout"] == pytest.approx(max(importances.values()))
 
 
+PARTS = ("number", "state", "params", "distributions", "values", "intermediate_values", "user_attrs", "system_attrs")
 ACTIONS = st.lists(
     st.one_of(
         st.just(("ask",)),
+        st.just(("enqueue",)),
         st.tuples(st.just("report"), st.integers(0, 5), st.floats(0, 1)),
         st.tuples(st.just("attribute"), st.integers(0, 5), st.text(max_size=5)),
         st.tuples(st.just("end"), st.integers(0, 5), st.sampled_from(["COMPLETE", "PRUNED", "FAIL"])),
@@ -216,6 +219,8 @@ def test_the_database_always_ends_where_memory_is(actions: list[Any], tmp_path_f
         if action == "ask":
             with storage.together():
                 study.ask().suggest_float("x", 0, 1)
+        elif action == "enqueue":
+            study.enqueue_trial({"x": 0.25}, user_attrs={"from": "queue"})
         elif action == "flush":
             storage.flush()
         elif action == "reopen":
@@ -234,8 +239,26 @@ def test_the_database_always_ends_where_memory_is(actions: list[Any], tmp_path_f
     there = optuna.load_study(study_name="s", storage=url).trials
     assert len(there) == len(study.trials)
     for mine, theirs in zip(study.trials, there, strict=True):
-        for part in ("number", "state", "params", "values", "intermediate_values", "user_attrs"):
+        for part in (*PARTS, "datetime_start", "datetime_complete"):
             assert getattr(mine, part) == getattr(theirs, part), part
+
+
+def test_moments_are_stored_as_optuna_reads_them_in_every_time_zone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    try:
+        monkeypatch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        storage = WriteBehindStorage(url, "s", [StudyDirection.MAXIMIZE])
+        study = optuna.load_study(study_name="s", storage=storage)
+        study.tell(study.ask(), 0.5)
+        storage.flush()
+        (mine,), (theirs,) = study.trials, optuna.load_study(study_name="s", storage=url).trials
+        assert (mine.datetime_start, mine.datetime_complete) == (theirs.datetime_start, theirs.datetime_complete)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.fault

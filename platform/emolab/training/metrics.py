@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,4 +68,5 @@ class EpochReport:
 
     def metrics(self) -> dict[str, float]:
         """The numbers that exist, by name."""
-        return {key: float(value) for key, value in asdict(self).items() if value is not None and key != "finished"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "finished"}
+        return {name: float(value) for name, value in values.items() if value is not None}

@@ -243,7 +243,7 @@ class PackedTrials:
             trial.value = report.kept_macro_f1
             if trial.value is not None:
                 self._study.report(number, report.epoch, trial.value)
-        self._recorder.epochs(number, [report.metrics() for report in new])
+        self._recorder.epochs(number, trial.curve[len(trial.curve) - len(new) :])
         self._study.constrain(number, answer.excess)
         over = [name for name, value in answer.excess.items() if value > 0]
         if answer.failure:

@@ -2,9 +2,9 @@
 
 Optuna's relational storage makes one transaction of every parameter, value and attribute: about a hundred
 milliseconds for a short trial, all of it while a trial's process waits for its next task. Here every question is
-answered from memory, and one thread brings the database up to date, a trial at a time and in the order of their
-numbers. What is in the database is never ahead of memory and never half a draw (all parameters of a trial, or none);
-what `durable` says is there survives the death of the process.
+answered from memory, and one thread brings the database up to date, all that has changed in one transaction. What is
+in the database is never ahead of memory and never half a draw (all parameters of a trial, or none); what `durable`
+says is there survives the death of the process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import json
 import threading
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
@@ -22,11 +23,12 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.storages._rdb import models  # the schema, which the exact version in constraints.txt holds still
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import insert
+from sqlalchemy import Connection, Table, insert, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.names import UserError
 
+_TRIALS: Table = models.TrialModel.__table__
 _PICKLED = ("cma:",)
 """System attributes in which a sampler keeps a pickle of its state. They stay in memory: a database may come from
 anywhere, and nothing that was read from a file is unpickled."""
@@ -163,8 +165,7 @@ class WriteBehindStorage(InMemoryStorage):
                 self._writing = frozenset(numbers)
                 snapshots = [self._snapshot(number) for number in numbers]
             try:
-                for trial in snapshots:
-                    self._write(trial)
+                self._write(snapshots)
             except Exception as error:
                 self._error = error
             with self._condition:
@@ -174,14 +175,40 @@ class WriteBehindStorage(InMemoryStorage):
                     self._writer = None
                     return
 
-    def _write(self, trial: FrozenTrial) -> None:
-        """Bring one trial of the database to a snapshot of it; its state last."""
-        if trial.number not in self._written:
-            # One that waits in the queue is worth nothing without the parameters it was queued with.
-            begun = _storable(trial) if trial.state == TrialState.WAITING else _begun(trial)
-            self._written[trial.number] = (self._database.create_new_trial(self._remote, template_trial=begun), begun)
-        identity, before = self._written[trial.number]
-        self._insert(identity, trial, before)
+    def _write(self, snapshots: Sequence[FrozenTrial]) -> None:
+        """Bring trials of the database to snapshots of them, in one transaction. Through Optuna's storage each
+        parameter, value and attribute is one of its own, with several queries: most of what a search of short trials
+        computes beside its processes."""
+        for trial in snapshots:
+            if trial.number in self._written:
+                self._overwrite(trial, *self._written[trial.number])
+        with self._database.engine.begin() as connection:
+            there = {trial.number: self._write_new(connection, trial) for trial in snapshots}
+        self._written |= {trial.number: (there[trial.number], trial) for trial in snapshots}
+
+    def _write_new(self, connection: Connection, trial: FrozenTrial) -> int:
+        """What is new of a trial; returns its id in the database."""
+        identity, before = self._written.get(trial.number, (None, _begun(trial)))
+        row = {
+            "state": trial.state,
+            "datetime_start": _as_utc(trial.datetime_start),
+            "datetime_complete": _as_utc(trial.datetime_complete),
+        }
+        if identity is None:
+            row |= {"study_id": self._remote, "number": trial.number}
+            key = connection.execute(insert(_TRIALS), row).inserted_primary_key
+            assert key is not None  # every database that Optuna knows gives it
+            identity = cast("int", key[0])
+        elif trial.state != before.state:
+            connection.execute(update(_TRIALS).where(_TRIALS.c.trial_id == identity), row)
+        for model, rows in _new_rows(trial, before).items():
+            if rows:
+                connection.execute(insert(model), [{"trial_id": identity} | row for row in rows])
+        return identity
+
+    def _overwrite(self, trial: FrozenTrial, identity: int, before: FrozenTrial) -> None:
+        """Values and attributes that changed since they were written, which is rare. It comes first: Optuna refuses
+        it once the trial has ended."""
         for step, value in trial.intermediate_values.items():
             if before.intermediate_values.get(step, value) != value:
                 self._database.set_trial_intermediate_value(identity, step, value)
@@ -191,39 +218,6 @@ class WriteBehindStorage(InMemoryStorage):
         for key, value in _storable(trial).system_attrs.items():
             if before.system_attrs.get(key, value) != value:
                 self._database.set_trial_system_attr(identity, key, value)
-        if trial.state != before.state:
-            self._database.set_trial_state_values(identity, trial.state, trial.values)
-        self._written[trial.number] = (identity, trial)
-
-    def _insert(self, identity: int, trial: FrozenTrial, before: FrozenTrial) -> None:
-        """Parameters, values and attributes that are new in a trial, in one transaction. Through Optuna's storage each
-        is one of its own, with several queries: most of what a search of short trials computes beside its processes.
-        """
-        reports, system = trial.intermediate_values, _storable(trial).system_attrs
-        as_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-        rows: dict[Any, list[dict[str, Any]]] = {
-            models.TrialParamModel: [
-                {
-                    "param_name": name,
-                    "param_value": distribution.to_internal_repr(trial.params[name]),
-                    "distribution_json": distribution_to_json(distribution),
-                }
-                for name, distribution in trial.distributions.items()
-                if name not in before.params
-            ],
-            models.TrialIntermediateValueModel: [
-                {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
-                for step in reports.keys() - before.intermediate_values.keys()
-                for stored, kind in [as_stored(reports[step])]
-            ],
-            models.TrialUserAttributeModel: _attributes(trial.user_attrs, before.user_attrs),
-            models.TrialSystemAttributeModel: _attributes(system, before.system_attrs),
-        }
-        if any(rows.values()):
-            with self._database.engine.begin() as connection:
-                for model, new in rows.items():
-                    if new:
-                        connection.execute(insert(model), [{"trial_id": identity} | row for row in new])
 
     def _snapshot(self, number: int) -> FrozenTrial:
         """A trial as it is now. A copy: Optuna's own trial objects add reports and attributes to the one they got
@@ -254,9 +248,44 @@ def _begun(trial: FrozenTrial) -> FrozenTrial:
     return begun
 
 
+def _new_rows(trial: FrozenTrial, before: FrozenTrial) -> dict[Any, list[dict[str, Any]]]:
+    """Table -> rows of the parameters, values and attributes of a trial that were not there before."""
+    reports = trial.intermediate_values
+    as_intermediate = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    as_value = models.TrialValueModel.value_to_stored_repr
+    return {
+        models.TrialParamModel: [
+            {
+                "param_name": name,
+                "param_value": distribution.to_internal_repr(trial.params[name]),
+                "distribution_json": distribution_to_json(distribution),
+            }
+            for name, distribution in trial.distributions.items()
+            if name not in before.params
+        ],
+        models.TrialIntermediateValueModel: [
+            {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+            for step in reports.keys() - before.intermediate_values.keys()
+            for stored, kind in [as_intermediate(reports[step])]
+        ],
+        models.TrialUserAttributeModel: _attributes(trial.user_attrs, before.user_attrs),
+        models.TrialSystemAttributeModel: _attributes(_storable(trial).system_attrs, before.system_attrs),
+        models.TrialValueModel: [
+            {"objective": objective, "value": stored, "value_type": kind}
+            for objective, value in enumerate(trial.values or () if before.values is None else ())
+            for stored, kind in [as_value(value)]
+        ],
+    }
+
+
 def _attributes(values: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the attributes that were not there before."""
     return [{"key": key, "value_json": json.dumps(value)} for key, value in values.items() if key not in before]
+
+
+def _as_utc(moment: datetime | None) -> datetime | None:
+    """A moment of this machine's clock as Optuna's tables hold it."""
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment is not None else None
 
 
 def _storable(trial: FrozenTrial) -> FrozenTrial:
