@@ -97,6 +97,17 @@ def require(resources: Mapping[str, float], *, purpose: str) -> None:
         raise UserError(f"{purpose} cannot run here: {'; '.join(short)}")
 
 
+def fitting(resources: Mapping[str, float]) -> int:
+    """How many processes with these resources the cluster's nodes hold together; a process does not spread over
+    nodes."""
+    return sum(int(min(node.get(name, 0.0) // amount for name, amount in resources.items())) for node in nodes())
+
+
+def nodes() -> list[dict[str, float]]:
+    """Resources of every node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def cluster_gpus() -> int:
     """GPUs of the connected cluster."""
     return int(ray.cluster_resources().get("GPU", 0))

@@ -91,3 +91,18 @@ def test_a_trial_that_fails_leaves_its_place_to_another_unless_it_had_taken_it()
     halving.end(1)  # it fails later on: its place is gone
     assert halving.go_on(0) == 0
     assert halving.go_on(0) is None
+
+
+def test_a_place_that_a_trial_had_taken_before_it_failed_stays_taken_after_a_restart() -> None:
+    """It failed before it had finished an epoch beyond the rung."""
+    unbroken, resumed = (Halving([1], factor=2, trials=4) for _ in range(2))
+    for number in range(4):
+        unbroken.begin(number)
+        unbroken.pause(number, 1, 0.1 * number)
+    assert unbroken.go_on(0) == 3
+    unbroken.end(3)
+    resumed.count_ended(1, failed=True)
+    for number in range(3):
+        resumed.pause(number, 1, 0.1 * number)
+    for halving in (unbroken, resumed):
+        assert [halving.go_on(0), halving.go_on(0)] == [2, None]

@@ -13,12 +13,13 @@ import optuna
 import pytest
 import ray
 import yaml
+from ray.exceptions import OutOfMemoryError
 from tests.conftest import REPOSITORY
 
 from emolab.names import UserError
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
-from emolab.tuning import packed
+from emolab.tuning import packed, running
 from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import calibrate, plan_search
 from emolab.tuning.search import SearchResult, search
@@ -117,6 +118,20 @@ def test_the_same_call_runs_nothing_again_and_a_larger_budget_only_the_rest(fini
     extended = search(more, tracker_of(settings))
     assert len(extended.records) == 10
     assert [r for r in extended.records if r.number < 8] == [r for r in result.records if r.number < 8]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_another_experiment_does_not_go_on_with_a_study(finished: Finished, tmp_path: Path) -> None:
+    settings, _, _ = finished
+    values = settings.model_dump(mode="json")
+    longer = TuneSettings.model_validate(values | {"training": values["training"] | {"epochs": 7}})
+    with pytest.raises(UserError, match=r"study search was made with training\.epochs 6, not 7: choose another name"):
+        search(longer, tracker_of(longer))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    other = TuneSettings.model_validate(values | {"tuning": values["tuning"] | {"space": str(tmp_path / "space.yaml")}})
+    with pytest.raises(UserError, match=r"made with space\.parameters\.training\.learning_rate\."):
+        search(other, tracker_of(other))
 
 
 @pytest.mark.slow
@@ -399,6 +414,71 @@ def test_a_lost_process_costs_a_trial_its_epochs_and_nothing_else(
     assert [by_number[n].state for n in range(4)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
     assert by_number[2].reason == "the trial's process died, 3 times"
     assert list(by_number[1].curve) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_process_that_was_killed_for_its_memory_is_one_that_was_lost(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's memory monitor has an error of its own, which is no error of an actor."""
+    settings = tune_settings(toy_data, tmp_path, trials=2, scheduler="none", sampler="random")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    get, answers = ray.get, []
+
+    def killed_once(call: Any) -> Any:
+        answers.append(call)
+        if len(answers) == 2:
+            raise OutOfMemoryError("the node ran low on memory")
+        return get(call)
+
+    monkeypatch.setattr(packed.ray, "get", killed_once)
+    records = search(settings, NoTracker()).records
+    assert [(r.number, r.state, r.epochs) for r in sorted(records, key=lambda r: r.number)] == [
+        (0, "COMPLETE", 6),
+        (1, "COMPLETE", 6),
+    ]
+    assert len(answers) == 5, "loaded, lost, loaded again, and two trials"
+
+
+class DrowsyPack(TrialPack):
+    """Falls asleep in trial 0 for good."""
+
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
+        if draws[0][0] == 0:
+            time.sleep(600)
+        return super().advance(draws, until, told)
+
+
+class ImpatientTrials(packed.PackedTrials):
+    """Finds that its process has been at trial 0 for a long time."""
+
+    def _wait(self) -> list[Any]:
+        for process in self._processes:
+            if process.group and process.group[0].number == 0:
+                process.since -= 1000.0
+        return super()._wait()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_process_that_hangs_is_seen_while_others_answer(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tune_settings(
+        toy_data, tmp_path, trials=6, scheduler="none", sampler="random", concurrency=2, timeout_s=500.0
+    )
+    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 0})})
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    monkeypatch.setattr(packed, "TrialPack", DrowsyPack)
+    monkeypatch.setattr(running, "PackedTrials", ImpatientTrials)
+    monkeypatch.setattr(packed, "_POLL_SECONDS", 20.0)  # nothing but an answer wakes the driver
+    trials = {t.number: t for t in study_of(search(settings, NoTracker()).folder / "study.db")}
+    assert trials[0].user_attrs["reason"] == "timeout: no epoch within 500 s, 1 times"
+    ended, began = trials[0].datetime_complete, trials[5].datetime_start
+    assert ended is not None
+    assert began is not None
+    assert ended < began
 
 
 @pytest.mark.scenario

@@ -5,6 +5,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from sqlalchemy import event
 from tests.conftest import REPOSITORY
 
 from emolab.names import UserError
@@ -259,6 +262,79 @@ def test_moments_are_stored_as_optuna_reads_them_in_every_time_zone(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_write_that_is_cut_off_leaves_no_half_of_a_change(ends: bool, tmp_path: Path) -> None:
+    """A trial that has paused once pauses again, or ends; the database is lost at every single statement of that."""
+
+    def there(folder: Path) -> tuple[Any, ...]:
+        (trial,) = stored(folder)
+        curves, paused = trial.user_attrs["curves"], trial.user_attrs["paused"]
+        return len(curves), paused, sorted(trial.intermediate_values), trial.state, trial.values
+
+    before = (1, 1, [1], TrialState.RUNNING, None)
+    after = (3, 1, [1, 2, 3], TrialState.COMPLETE, [0.3]) if ends else (3, 3, [1, 2, 3], TrialState.RUNNING, None)
+    cuts = 0
+    for statement in range(1, 30):
+        folder = tmp_path / str(statement)
+        study = open_study(folder)
+        number = study.ask().number
+        study.report(number, 1, 0.1)
+        study.pause(number, [{"epoch": 1}])
+        study.flush()
+        with cut_off(study, statement) as was_cut, study.deciding():
+            study.report(number, 2, 0.2)
+            study.report(number, 3, 0.3)
+            curve = [{"epoch": epoch} for epoch in (1, 2, 3)]
+            if ends:
+                study.tell(number, "COMPLETE", [0.3], epochs=3, curves=curve)
+            else:
+                study.pause(number, curve)
+        assert there(folder) == (before if was_cut else after)
+        if not was_cut:
+            break
+        cuts += 1
+        reopened = open_study(folder)
+        reopened.requeue_interrupted(paused_at=[1, 3])
+        ((_, resumed, value),) = reopened.resume_paused()
+        assert (len(resumed), value) == (1, 0.1)
+    assert cuts > 2
+
+
+@contextmanager
+def cut_off(study: Study, statement: int) -> Iterator[list[str]]:
+    """The database is lost at the n-th statement from here; what that was, if there were so many."""
+    left, was_cut = [statement], []
+
+    def count(connection: Any, cursor: Any, text: str, *_: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            was_cut.append(text)
+            raise OSError("the database is gone")
+
+    engine = study._storage._database.engine  # pyright: ignore[reportPrivateUsage]  # where the fault is injected
+    event.listen(engine, "before_cursor_execute", count)
+    try:
+        yield was_cut
+        with suppress(UserError):
+            study.flush()
+    finally:
+        event.remove(engine, "before_cursor_execute", count)
+
+
+def test_a_study_belongs_to_one_experiment(tmp_path: Path) -> None:
+    open_study(tmp_path).claim({"training.epochs": 5, "data": "a"})
+    open_study(tmp_path).claim({"training.epochs": 5, "data": "a"})
+    with pytest.raises(
+        UserError, match=r"study s was made with training\.epochs 5, not 50 \(and 1 more differ\): choose"
+    ):
+        open_study(tmp_path).claim({"training.epochs": 50, "data": "a", "constraints.parameters": 1000})
+    with pytest.raises(UserError, match=r"study s was made without constraints\.parameters: choose another name"):
+        open_study(tmp_path).claim({"training.epochs": 5, "data": "a", "constraints.parameters": 1000})
+    with pytest.raises(UserError, match=r"study s was made with 1 objective\(s\), not 2: choose another name"):
+        Study(tmp_path / "study.db", "s", space=SPACE, objectives=("macro_f1", "robustness"))
 
 
 @pytest.mark.fault

@@ -40,10 +40,14 @@ class Halving:
         self._running: dict[int, int] = {}
         self._paused: dict[int, tuple[int, float]] = {}
 
-    def count_ended(self, epochs: int) -> None:
-        """A trial of an earlier call that had ended after so many epochs: it has taken the places that it passed."""
+    def count_ended(self, epochs: int, *, failed: bool = False) -> None:
+        """A trial of an earlier call that had ended after so many epochs: it has taken the places that it passed.
+
+        Args:
+            failed: it was training when it ended, so that it had gone on from a rung if it was at one.
+        """
         for rung, epoch in enumerate(self.rungs):
-            self._gone_on[rung] += epochs > epoch
+            self._gone_on[rung] += epochs > epoch or (failed and epochs == epoch)
 
     def begin(self, number: int) -> None:
         """A trial runs to the first rung."""
@@ -68,6 +72,12 @@ class Halving:
 
     def go_on(self, unstarted: int) -> int | None:
         """A paused trial that runs to its next rung from now on; None where that is not decided yet.
+
+        The best one that pauses at a rung goes on when fewer trials may still arrive there than there are places
+        free: even if all of these are better, one place is left for it. As many may arrive at the next rung as run
+        to it, and as can go on from this one. Of 12 trials and 4 places at the first rung, 9 of which pause there
+        and 3 of which run: the best goes on (3 < 4); then 3 places are free, and the second waits (3 < 3 is false)
+        until one of the three has arrived.
 
         Args:
             unstarted: trials that have still to begin.

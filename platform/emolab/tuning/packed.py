@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from emolab.cluster import user_error
+from emolab.cluster import fitting, user_error
 from emolab.names import UserError
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
@@ -29,7 +29,7 @@ from emolab.tuning.study import Draw, State, Study
 
 _SPENT = "the epoch budget was spent after epoch {}"
 _POLL_SECONDS = 1.0
-"""How often hung processes are looked for while no answer comes."""
+"""How often hung processes are looked for, at the least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class PackedTrials:
         if self._halving is None:
             return
         for record in self._study.records():
-            self._halving.count_ended(record.epochs)
+            self._halving.count_ended(record.epochs, failed=record.state == "FAIL")
         paused = self._study.resume_paused()
         if paused:
             self._report(f"{len(paused)} trials go on from where they paused")
@@ -149,8 +149,7 @@ class PackedTrials:
         with self._study.deciding():
             for process in answered:
                 self._take(process)
-            if not answered:
-                self._end_hung()
+            self._end_hung()
             return self._occupy()
 
     def _occupy(self) -> bool:
@@ -222,11 +221,12 @@ class PackedTrials:
         call, process.call = process.call, None
         try:
             answers = ray.get(call)
-        except RayActorError:
-            self._lost(process, "the trial's process died")
-            return
         except RayTaskError as error:
             raise user_error(error) from None
+        except RayError as error:  # a killed process comes as more than one class: the memory monitor has its own
+            why = "" if isinstance(error, RayActorError) else f" ({type(error).__name__})"
+            self._lost(process, f"the trial's process died{why}")
+            return
         if not process.loaded:
             process.loaded = True
             return
@@ -315,9 +315,11 @@ class PackedTrials:
 
     def _end_hung(self) -> None:
         limit = self._plan.timeout_s
+        if limit is None:
+            return
         for process in list(self._processes):
             waits = time.monotonic() - process.since if process.loaded and process.call is not None else 0.0
-            if limit is not None and waits > limit:
+            if waits > limit and not ray.wait([process.call], timeout=0)[0]:  # its answer may wait to be taken
                 self._lost(process, f"timeout: no epoch within {limit:g} s")
 
     def _lost(self, process: _Process, reason: str) -> None:
@@ -336,8 +338,7 @@ class PackedTrials:
                 left.append(draw)
         self._again += [[draw] for draw in left]  # apart, so that one of them cannot bring down the others again
         self._processes.remove(process)
-        total = ray.cluster_resources()
-        if all(total.get(name, 0.0) >= amount for name, amount in self._plan.resources.items()):
+        if fitting(self._plan.resources):
             self._processes.append(self._process())
         elif not self._processes:
             raise UserError(f"{reason}, and the cluster has no room for another; run the same command again")

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from emolab.cluster import require, user_error
+from emolab.cluster import fitting, nodes, require, user_error
 from emolab.names import UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
@@ -97,8 +98,8 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     )
     _check_workers(settings)
     needs = _resources(settings.workers, settings.workers.count)
-    fitting = _fitting(settings.workers)
-    final_workers = max(settings.workers.count, tuning.final_workers or min(4, fitting * settings.workers.count))
+    room = fitting(_resources(settings.workers, 1)) // settings.workers.count
+    final_workers = max(settings.workers.count, tuning.final_workers or min(4, room * settings.workers.count))
     require(
         _resources(settings.workers, final_workers),
         purpose=f"training the best configuration with {final_workers} workers",
@@ -115,7 +116,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         folder=contained(Path(settings.output), _name(settings, space, manifest), what="study name"),
         manifest=manifest,
         space=space,
-        concurrency=min(tuning.concurrency or fitting, fitting, trials),
+        concurrency=min(tuning.concurrency or room, room, trials),
         trials=trials,
         rungs=decisions,
         fused=_fused(settings, space),
@@ -174,8 +175,10 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
         start_up = time.perf_counter() - started
         draws = sample_configurations(plan.space, _CALIBRATION_DRAWS)
         epoch = ray.get(actor.measure.remote(draws, _CALIBRATION_STEPS))
-    except (RayTaskError, RayActorError) as error:
+    except RayTaskError as error:
         raise user_error(error) from None
+    except RayError as error:
+        raise UserError(f"the process that times the trials was lost ({type(error).__name__})") from None
     finally:
         ray.kill(actor)
     return _expectation(settings, plan, start_up=start_up, epoch_seconds=epoch)
@@ -216,25 +219,12 @@ def _check_workers(settings: TuneSettings) -> None:
     if several and settings.tuning.constraints.limits():
         raise UserError("constraints need trials of one worker: set workers.count=1")
     require(_resources(settings.workers, settings.workers.count), purpose="a trial")
-    if not _fitting(settings.workers):
-        largest = max((node["Resources"].get("CPU", 0.0) for node in _nodes()), default=0.0)
+    if fitting(_resources(settings.workers, 1)) < settings.workers.count:
+        largest = max((node.get("CPU", 0.0) for node in nodes()), default=0.0)
         raise UserError(
             f"a trial cannot run here: a worker needs {settings.workers.cpus:g} CPU and {settings.workers.gpus} GPU "
             f"of one node, and the largest node has {largest:g} CPU"
         )
-
-
-def _fitting(workers: WorkerSettings) -> int:
-    """Trials that fit the cluster at a time; a worker does not spread over nodes."""
-    needs = _resources(workers, 1)
-    places = sum(
-        int(min(node["Resources"].get(name, 0.0) // amount for name, amount in needs.items())) for node in _nodes()
-    )
-    return places // workers.count
-
-
-def _nodes() -> list[dict]:
-    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
@@ -242,15 +232,17 @@ def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
     return {"CPU": count * workers.cpus} | ({"GPU": float(count * workers.gpus)} if workers.gpus else {})
 
 
-def _name(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> str:
-    """The given name, or one that equal searches on equal data share.
+def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> dict[str, Any]:
+    """What all trials of a study share. The budget, the sampler and the scheduler may change between calls: a study
+    can be extended."""
+    tuning, limits = settings.tuning, settings.tuning.constraints.limits()
+    objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": list(tuning.objectives)}
+    shared = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
+    return shared | ({"constraints": limits} if limits else {})
 
-    The budget, the sampler and the scheduler may change between calls: a study can be extended.
-    """
+
+def _name(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> str:
+    """The given name, or one that equal searches on equal data share."""
     if settings.name:
         return settings.name
-    tuning = settings.tuning
-    objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": tuning.objectives}
-    limits = tuning.constraints.limits()
-    content = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
-    return f"search-{Path(tuning.space).stem}-{fingerprint(content | ({'constraints': limits} if limits else {}))}"
+    return f"search-{Path(settings.tuning.space).stem}-{fingerprint(experiment(settings, space, manifest))}"

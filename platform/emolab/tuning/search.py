@@ -18,9 +18,10 @@ from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
+from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
 from emolab.tuning.methods import make_pruner, make_sampler
-from emolab.tuning.plan import SearchPlan, plan_search
+from emolab.tuning.plan import SearchPlan, experiment, plan_search
 from emolab.tuning.running import run_trials
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
@@ -75,6 +76,7 @@ def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
         tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=settings.training.epochs
     )
     study = Study(plan.database, plan.folder.name, space=plan.space, objectives=tuning.objectives, pruner=pruner)
+    study.claim(flatten(experiment(settings, plan.space, plan.manifest)))
     study.use_sampler(
         make_sampler(
             tuning.sampler,
@@ -123,8 +125,6 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     record = plan.folder / "run.json"
     if record.exists():
         known = json.loads(record.read_text())
-        if known["digest"] != plan.manifest.digest:
-            raise UserError(f"the study in {plan.folder} was made on other data: choose another name")
         if known["tracker"] == redact(tracker.uri):
             return tracker.resume(known["run_id"])
     run = begin_once(
@@ -137,7 +137,7 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
     tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
     run.log_parameters(redacted({f"tuning.{key}": value for key, value in tuning.items()}))
-    content = {"run_id": run.run_id, "tracker": redact(tracker.uri), "digest": plan.manifest.digest}
+    content = {"run_id": run.run_id, "tracker": redact(tracker.uri)}
     write_atomically(record, json.dumps(content).encode())
     return run
 

@@ -10,28 +10,20 @@ says is there survives the death of the process.
 from __future__ import annotations
 
 import copy
-import json
 import threading
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.storages._rdb import models  # the schema, which the exact version in constraints.txt holds still
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Table, insert, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.names import UserError
-
-_TRIALS: Table = models.TrialModel.__table__
-_PICKLED = ("cma:",)
-"""System attributes in which a sampler keeps a pickle of its state. They stay in memory: a database may come from
-anywhere, and nothing that was read from a file is unpickled."""
+from emolab.tuning.study_tables import StoredTrial, bring, storable, stored
 
 
 class WriteBehindStorage(InMemoryStorage):
@@ -55,22 +47,28 @@ class WriteBehindStorage(InMemoryStorage):
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self._seen_as_pruned: frozenset[int] = frozenset()
-        self._written: dict[int, tuple[int, FrozenTrial]] = {}
+        self._written: dict[int, StoredTrial] = {}
         try:
             self._database = RDBStorage(url)
             self._remote = _open_study(self._database, name, directions)
+            there = len(self._database.get_study_directions(self._remote))
+            if there != len(directions):
+                raise UserError(
+                    f"the study {name} was made with {there} objective(s), not {len(directions)}: choose another name"
+                )
             self._local = super().create_new_study(directions, name)
             for trial in self._database.get_all_trials(self._remote, deepcopy=False):
                 self._adopt(trial)
             for key, value in self._database.get_study_system_attrs(self._remote).items():
                 super().set_study_system_attr(self._local, key, value)
+            for key, value in self._database.get_study_user_attrs(self._remote).items():
+                super().set_study_user_attr(self._local, key, value)
         except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError, ImportError) as error:
             raise UserError(f"the study's database {url} cannot be opened: {_line(error)}") from None
 
     def _adopt(self, trial: FrozenTrial) -> None:
-        identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]  # a storage is told its own ids
-        super().create_new_trial(self._local, _storable(trial))
-        self._written[trial.number] = (identity, self._snapshot(trial.number))
+        super().create_new_trial(self._local, storable(trial))
+        self._written[trial.number] = stored(trial)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -148,6 +146,10 @@ class WriteBehindStorage(InMemoryStorage):
         super().set_study_system_attr(study_id, key, value)
         self._database.set_study_system_attr(self._remote, key, value)
 
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        super().set_study_user_attr(study_id, key, value)
+        self._database.set_study_user_attr(self._remote, key, value)
+
     def _mark(self, trial_id: int) -> None:
         self._complain()
         number = self.get_trial_number_from_id(trial_id)
@@ -176,48 +178,14 @@ class WriteBehindStorage(InMemoryStorage):
                     return
 
     def _write(self, snapshots: Sequence[FrozenTrial]) -> None:
-        """Bring trials of the database to snapshots of them, in one transaction. Through Optuna's storage each
-        parameter, value and attribute is one of its own, with several queries: most of what a search of short trials
-        computes beside its processes."""
-        for trial in snapshots:
-            if trial.number in self._written:
-                self._overwrite(trial, *self._written[trial.number])
+        """Bring trials of the database to snapshots of them, in one transaction: a process that is killed leaves no
+        half of a change."""
         with self._database.engine.begin() as connection:
-            there = {trial.number: self._write_new(connection, trial) for trial in snapshots}
-        self._written |= {trial.number: (there[trial.number], trial) for trial in snapshots}
-
-    def _write_new(self, connection: Connection, trial: FrozenTrial) -> int:
-        """What is new of a trial; returns its id in the database."""
-        identity, before = self._written.get(trial.number, (None, _begun(trial)))
-        row = {
-            "state": trial.state,
-            "datetime_start": _as_utc(trial.datetime_start),
-            "datetime_complete": _as_utc(trial.datetime_complete),
-        }
-        if identity is None:
-            row |= {"study_id": self._remote, "number": trial.number}
-            key = connection.execute(insert(_TRIALS), row).inserted_primary_key
-            assert key is not None  # every database that Optuna knows gives it
-            identity = cast("int", key[0])
-        elif trial.state != before.state:
-            connection.execute(update(_TRIALS).where(_TRIALS.c.trial_id == identity), row)
-        for model, rows in _new_rows(trial, before).items():
-            if rows:
-                connection.execute(insert(model), [{"trial_id": identity} | row for row in rows])
-        return identity
-
-    def _overwrite(self, trial: FrozenTrial, identity: int, before: FrozenTrial) -> None:
-        """Values and attributes that changed since they were written, which is rare. It comes first: Optuna refuses
-        it once the trial has ended."""
-        for step, value in trial.intermediate_values.items():
-            if before.intermediate_values.get(step, value) != value:
-                self._database.set_trial_intermediate_value(identity, step, value)
-        for key, value in trial.user_attrs.items():
-            if before.user_attrs.get(key, value) != value:
-                self._database.set_trial_user_attr(identity, key, value)
-        for key, value in _storable(trial).system_attrs.items():
-            if before.system_attrs.get(key, value) != value:
-                self._database.set_trial_system_attr(identity, key, value)
+            written = {
+                trial.number: bring(connection, self._remote, trial, self._written.get(trial.number))
+                for trial in snapshots
+            }
+        self._written |= written
 
     def _snapshot(self, number: int) -> FrozenTrial:
         """A trial as it is now. A copy: Optuna's own trial objects add reports and attributes to the one they got
@@ -237,64 +205,6 @@ def _open_study(database: RDBStorage, name: str, directions: Sequence[StudyDirec
         return database.get_study_id_from_name(name)
     except KeyError:
         return database.create_new_study(directions, name)
-
-
-def _begun(trial: FrozenTrial) -> FrozenTrial:
-    """A trial that runs, before anything was added to it."""
-    begun = copy.copy(trial)
-    begun.state, begun.values, begun.datetime_complete = TrialState.RUNNING, None, None
-    for part in ("params", "distributions", "intermediate_values", "user_attrs", "system_attrs"):
-        setattr(begun, part, {})
-    return begun
-
-
-def _new_rows(trial: FrozenTrial, before: FrozenTrial) -> dict[Any, list[dict[str, Any]]]:
-    """Table -> rows of the parameters, values and attributes of a trial that were not there before."""
-    reports = trial.intermediate_values
-    as_intermediate = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    as_value = models.TrialValueModel.value_to_stored_repr
-    return {
-        models.TrialParamModel: [
-            {
-                "param_name": name,
-                "param_value": distribution.to_internal_repr(trial.params[name]),
-                "distribution_json": distribution_to_json(distribution),
-            }
-            for name, distribution in trial.distributions.items()
-            if name not in before.params
-        ],
-        models.TrialIntermediateValueModel: [
-            {"step": step, "intermediate_value": stored, "intermediate_value_type": kind}
-            for step in reports.keys() - before.intermediate_values.keys()
-            for stored, kind in [as_intermediate(reports[step])]
-        ],
-        models.TrialUserAttributeModel: _attributes(trial.user_attrs, before.user_attrs),
-        models.TrialSystemAttributeModel: _attributes(_storable(trial).system_attrs, before.system_attrs),
-        models.TrialValueModel: [
-            {"objective": objective, "value": stored, "value_type": kind}
-            for objective, value in enumerate(trial.values or () if before.values is None else ())
-            for stored, kind in [as_value(value)]
-        ],
-    }
-
-
-def _attributes(values: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the attributes that were not there before."""
-    return [{"key": key, "value_json": json.dumps(value)} for key, value in values.items() if key not in before]
-
-
-def _as_utc(moment: datetime | None) -> datetime | None:
-    """A moment of this machine's clock as Optuna's tables hold it."""
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment is not None else None
-
-
-def _storable(trial: FrozenTrial) -> FrozenTrial:
-    """A trial without what must not be stored."""
-    if not any(key.startswith(_PICKLED) for key in trial.system_attrs):
-        return trial
-    kept = copy.copy(trial)
-    kept.system_attrs = {key: value for key, value in trial.system_attrs.items() if not key.startswith(_PICKLED)}
-    return kept
 
 
 def _as_pruned(trial: FrozenTrial) -> FrozenTrial:

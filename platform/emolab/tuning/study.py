@@ -14,6 +14,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from emolab.names import UserError
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
 
@@ -27,6 +28,8 @@ REASON = "reason"
 INTERRUPTED = "interrupted"
 PAUSED = "paused"
 """Trial attribute: the epoch at which a running trial waited last for its turn."""
+MADE_WITH = "made_with"
+"""Study attribute: what all its trials share."""
 CURVES = "curves"
 """Trial attribute: the metrics of every epoch, so that a tracker can be filled from the study alone."""
 
@@ -109,6 +112,31 @@ class Study:
         self._running: dict[int, optuna.Trial] = {}
         self._paused: set[int] = set()
 
+    def claim(self, made_with: Mapping[str, Any]) -> None:
+        """Say what the trials of this study share; a study belongs to one experiment for ever.
+
+        Args:
+            made_with: flat, of plain values.
+
+        Raises:
+            UserError: it was begun with something else.
+        """
+        known = self._study.user_attrs.get(MADE_WITH)
+        if known is None:
+            self._study.set_user_attr(MADE_WITH, dict(made_with))
+            return
+        other = sorted(key for key in known.keys() & made_with.keys() if known[key] != made_with[key])
+        stray = sorted(known.keys() ^ made_with.keys())
+        if other:
+            how = f"with {other[0]} {known[other[0]]}, not {made_with[other[0]]}"
+        elif stray:
+            how = f"{'with' if stray[0] in known else 'without'} {stray[0]}"
+        else:
+            return
+        differing = len(other) + len(stray)
+        more = f" (and {differing - 1} more differ)" if differing > 1 else ""
+        raise UserError(f"the study {self.name} was made {how}{more}: choose another name")
+
     def use_sampler(self, sampler: BaseSampler) -> None:
         """Draw with another sampler from here on."""
         self._study.sampler = sampler
@@ -180,7 +208,7 @@ class Study:
         return [
             (
                 Draw(number=trial.number, parameters=dict(trial.params)),
-                trial.user_attrs[CURVES],
+                trial.user_attrs[CURVES][: trial.user_attrs[PAUSED]],
                 trial.intermediate_values[trial.user_attrs[PAUSED]],
             )
             for trial in waiting
