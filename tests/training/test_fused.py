@@ -88,6 +88,22 @@ def test_a_member_that_leaves_or_fails_changes_nothing_for_the_others(toy_data: 
         torch.testing.assert_close(fused.weights(1)[key], value, rtol=1e-5, atol=1e-5)
 
 
+def test_a_member_that_its_epochs_last_update_has_spoiled_fails_alone(toy_data: Path) -> None:
+    """One step an epoch, so that validation alone meets its weights."""
+    data = load_training_data(toy_data)
+    stays = member(toy_data, learning_rate=2e-3, batch_size=64)
+    members = {4: stays, 5: member(toy_data, learning_rate=1e30, batch_size=64), 6: stays}
+    fused = FusedTraining(members, data, CPU)
+    first = fused.epoch()
+    assert isinstance(first[5], UserError)
+    assert str(first[5]) == "non-finite validation loss after epoch 1"
+    assert fused.numbers == [4, 6]
+    assert [list(fused.epoch()) for _ in range(3)] == [[4, 6]] * 3
+    weights, _ = alone(stays, data)
+    for key, value in weights.items():
+        torch.testing.assert_close(fused.weights(6)[key], value, rtol=1e-5, atol=1e-5)
+
+
 def test_dropout_has_each_members_own_rate_and_its_own_masks() -> None:
     rates = torch.tensor([0.0, 0.1, 0.5, 0.9])
     mark = 0.314159265358979

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
+from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import read_manifest
+from emolab.tracking.runs import existing_tracker
 from emolab.training.augmentation import add_noise, drop_steps
 from emolab.training.data import load_training_data
-from emolab.training.loop import NonFiniteLossError, Outcome, Progress, evaluate, run_to_end
+from emolab.training.loop import NonFiniteLossError, Outcome, Progress, evaluate, fit, run_to_end
 from emolab.training.metrics import Evaluation
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
@@ -95,6 +98,47 @@ def test_a_non_finite_loss_stops_before_the_update_with_epoch_and_step(toy_data:
     with pytest.raises(NonFiniteLossError):
         finish(settings, folder)
     assert folder.newest() is None
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("checkpoints", [True, False])
+@pytest.mark.parametrize(
+    ("selection", "reason"),
+    [("best", "non-finite validation loss after epoch 1"), ("last", "non-finite loss after epoch 1")],
+)
+def test_weights_that_an_epochs_last_update_has_spoiled_are_neither_saved_nor_kept(
+    toy_data: Path, tmp_path: Path, selection: str, reason: str, checkpoints: bool
+) -> None:
+    """One step an epoch, so that no other step meets its weights: they are finite, what they predict is not."""
+    settings = settings_for(
+        toy_data, tmp_path, learning_rate=1e30, warmup_epochs=0, batch_size=64, epochs=1, selection=selection
+    )
+    data = load_training_data(toy_data)
+    if selection == "last":
+        data = replace(data, validation=SessionStore([]))
+    torch.manual_seed(0)
+    model = settings.model.build(data.manifest)
+    folder = CheckpointFolder(tmp_path / "checkpoints") if checkpoints else None
+    with pytest.raises(NonFiniteLossError, match=f"^{reason}$"):
+        run_to_end(
+            fit(model, model, data, settings.training, workers=Workers(), checkpoints=folder), lambda _: pytest.fail()
+        )
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert folder is None or folder.newest() is None
+
+
+@pytest.mark.fault
+def test_a_run_whose_validation_loss_is_not_finite_has_failed_however_often_it_is_run(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(toy_data, tmp_path, learning_rate=1e30, warmup_epochs=0, batch_size=64)
+    for _ in range(2):
+        with pytest.raises(NonFiniteLossError, match="non-finite validation loss after epoch 1"):
+            train(settings)
+    tracker = existing_tracker(**settings.tracking.model_dump(), output=tmp_path)
+    [run] = [tracker.client.get_run(run_id) for run_id in tracker.find("emolab.kind", "train")]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == "non-finite validation loss after epoch 1"
 
 
 def test_the_loss_of_an_epoch_is_a_mean_over_labelled_steps(toy_data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ alone, up to rounding. This pays on a GPU, where a small model leaves most of th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -102,6 +103,10 @@ class FusedTraining:
         losses, failures = self._train(epoch)
         self.keep([number for number in self.numbers if number not in failures])
         scores = self._validate() if self._members else {}
+        for number, evaluation in scores.items():
+            if not math.isfinite(evaluation.loss):  # its last update has spoiled it
+                failures[number] = UserError(f"non-finite validation loss after epoch {epoch + 1}")
+        self.keep([number for number in self.numbers if number not in failures])
         rate = len(self._data.train) / (time.perf_counter() - started)
         found: dict[int, EpochReport | UserError] = dict(failures)
         for number, settings in self._members.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +29,8 @@ _NOTHING = np.zeros(0, dtype=np.int64)
 
 
 class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite (often: the learning rate is too high); the weights are those before the step
-    that would have spoiled them."""
+    """The loss became NaN or infinite (often: the learning rate is too high): that of a step, whose update is then not
+    made, or that of the weights with which an epoch has ended, which are then neither saved nor kept."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def fit(
         wrapped: the module that is called: the same one, or its DDP wrapper.
 
     Raises:
-        NonFiniteLossError: before the update that a non-finite loss would have made, on every worker alike.
+        NonFiniteLossError: before the update that a non-finite loss would have made, or after the epoch whose last
+            update has spoiled the weights; on every worker alike.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best, progress = _resume(model, optimizer, checkpoints)
@@ -84,6 +86,7 @@ def fit(
         evaluation = evaluate(model, data.validation, settings, workers=workers) if len(data.validation) else None
         seconds = time.perf_counter() - started
         speed = len(data.train) / seconds
+        _refuse_non_finite(model, data, settings, progress.epoch + 1, evaluation, workers)
         progress = advance(progress, settings, losses, evaluation, sessions_per_second=speed, workers=workers.count)
         if progress.best_epoch == progress.epoch or settings.selection == "last":
             best = _copy(model.state_dict())
@@ -147,14 +150,40 @@ def _train_epoch(
     return sums[:3] / sums[3].clamp_min(1.0)
 
 
+def _refuse_non_finite(
+    model: nn.Module,
+    data: TrainingData,
+    settings: TrainingSettings,
+    epoch: int,
+    evaluation: Evaluation | None,
+    workers: Workers,
+) -> None:
+    """Refuse what an epoch's last update has made of the weights, which no later step of the epoch has met; without
+    validation data, by one training batch of every worker.
+
+    Raises:
+        NonFiniteLossError: on every worker alike.
+    """
+    of = "validation " if evaluation is not None else ""
+    met = evaluation or evaluate(model, data.train, settings, workers=workers, batches=1)
+    if not math.isfinite(met.loss):
+        raise NonFiniteLossError(f"non-finite {of}loss after epoch {epoch}")
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, store: SessionStore, settings: TrainingSettings, *, workers: Workers) -> Evaluation:
-    """Score every session once. Counts are summed over the workers, whose shares may differ in size."""
+def evaluate(
+    model: nn.Module, store: SessionStore, settings: TrainingSettings, *, workers: Workers, batches: int | None = None
+) -> Evaluation:
+    """Score every session once. Counts are summed over the workers, whose shares may differ in size.
+
+    Args:
+        batches: only the first so many of every worker.
+    """
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=workers.device)
     confusion = torch.zeros((), dtype=torch.int64, device=workers.device)
     shares = ordered_batches(len(store), settings.batch_size, rank=workers.rank, workers=workers.count)
-    for indices in shares or [_NOTHING]:
+    for indices in shares[:batches] or [_NOTHING]:
         batch = _share(store, indices).to(workers.device)
         predictions = model(batch)
         losses = combined_loss(predictions, batch)
