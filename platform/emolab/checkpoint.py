@@ -6,6 +6,7 @@ newest folder that passes is the one to resume from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from emolab.names import UserError
@@ -36,6 +38,13 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, Tensor]]
     """Group -> name -> tensor; each group is one safetensors file."""
     state: Mapping[str, Any]
+
+    def digest(self) -> bytes:
+        """SHA-256 over all of it, by which processes tell whether they have read the same."""
+        found = hashlib.sha256(json.dumps(self.state, sort_keys=True).encode())
+        for group, tensors in sorted(self.tensors.items()):
+            found.update(group.encode() + to_bytes({name: t.cpu().contiguous() for name, t in tensors.items()}))
+        return found.digest()
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -97,6 +106,8 @@ class Checkpoints(ABC):
 
     KEEP = 2
     """How many of the newest ones stay."""
+    place: str = ""
+    """Where they are, for people."""
 
     @abstractmethod
     def save(self, epoch: int, checkpoint: Checkpoint) -> None:
@@ -119,7 +130,7 @@ class CheckpointFolder(Checkpoints):
     """In a folder, one folder an epoch."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.place = root, str(root)
 
     def save(self, epoch: int, checkpoint: Checkpoint) -> None:
         save(self.root / f"epoch-{epoch:05d}", checkpoint)

@@ -62,7 +62,7 @@ class RemoteCheckpoints(Checkpoints):
         Args:
             root: bucket and prefix, without a scheme.
         """
-        self._filesystem, self.root = filesystem, root
+        self._filesystem, self.root, self.place = filesystem, root, f"{SCHEME}{root}"
 
     def save(self, epoch: int, checkpoint: Checkpoint) -> None:
         place = f"{self.root}/epoch-{epoch:05d}-{os.urandom(4).hex()}"

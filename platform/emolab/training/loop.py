@@ -75,11 +75,12 @@ def fit(
         wrapped: the module that is called: the same one, or its DDP wrapper.
 
     Raises:
+        UserError: the checkpoints belong to another model, or the workers do not see the same one.
         NonFiniteLossError: before the update that a non-finite loss would have made, or after the epoch whose last
             update has spoiled the weights; on every worker alike.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, progress = _resume(model, optimizer, checkpoints)
+    best, progress = _resume(model, optimizer, checkpoints, workers)
     while not progress.finished:
         started = time.perf_counter()
         losses = _train_epoch(wrapped, optimizer, data, settings, progress.epoch, workers)
@@ -285,9 +286,11 @@ def _checkpoint(
 
 
 def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints | None
+    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints | None, workers: Workers
 ) -> tuple[Mapping[str, Tensor], Progress]:
     newest = checkpoints.newest() if checkpoints is not None else None
+    if checkpoints is not None and workers.count > 1:
+        _require_one(newest, checkpoints.place, workers)
     if newest is None:
         return _copy(model.state_dict()), Progress()
     try:
@@ -297,6 +300,22 @@ def _resume(
         raise UserError(f"the checkpoints of this run belong to another model ({first}); choose another name") from None
     restore_optimizer(optimizer, newest.tensors["optimizer"])
     return newest.tensors["best"], Progress.from_state(newest.state)
+
+
+def _require_one(newest: Checkpoint | None, place: str, workers: Workers) -> None:
+    """Refuse to go on from different checkpoints. Over a shared folder a worker may not see yet what another has
+    written, and gradients of different weights would be averaged without a sign.
+
+    Raises:
+        UserError: on every worker alike.
+    """
+    seen = (newest.state["epoch"], int.from_bytes(newest.digest()[:7])) if newest is not None else (0, 0)
+    least, most = workers.spread(torch.tensor(seen, device=workers.device))
+    if not torch.equal(least, most):
+        raise UserError(
+            f"the workers would go on from different checkpoints in {place} (after epochs {int(least[0])} and "
+            f"{int(most[0])}): make sure that all nodes share this folder, then run the same command again"
+        )
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

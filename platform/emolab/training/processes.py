@@ -22,3 +22,10 @@ class Workers:
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
+
+    def spread(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Element-wise smallest and largest over the workers; every worker must call it equally often."""
+        ends = torch.stack([-values, values])
+        if self.count > 1:
+            torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        return -ends[0], ends[1]
