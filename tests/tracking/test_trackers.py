@@ -8,6 +8,7 @@ import pytest
 from tests.tracking.tracking_server import free_port, mlflow_server
 
 from emolab.names import UserError
+from emolab.tracking import runs
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, attached, open_tracker
 from emolab.tracking.tracker import NoTracker, Tracker
@@ -69,6 +70,16 @@ def test_runs_are_found_by_tag(tracker: Tracker) -> None:
             tracker.find("kind", "x' or 1=1")
         with pytest.raises(UserError):
             tracker.start("../evil")
+
+
+def test_runs_are_found_however_many_answers_they_fill(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_PAGE", 2)
+    parent = tracker.start("pages")
+    begun = [tracker.start(f"p{i}", parent=parent.run_id, tags={"kind": "page"}).run_id for i in range(5)]
+    if isinstance(tracker, MLflowTracker):
+        stored = tracker.children(parent.run_id)
+        assert sorted(stored) == sorted(tracker.find("kind", "page")) == sorted(begun)
+        assert [tracker.read(run_id).name for run_id in stored] == [f"p{i}" for i in range(5)]
 
 
 def test_the_environment_variable_names_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_
 from emolab.tracking.tracker import NoTracker, Run, Status, Tracker
 
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
+_PAGE = 1000
+"""Runs that one answer holds."""
 
 
 class MLflowRun(Run):
@@ -123,19 +125,25 @@ class MLflowTracker(Tracker):
         conditions = [f"tags.`{tag}` = '{checked_name(value, what='tag value')}'"]
         if parent:
             conditions.append(f"tags.`{PARENT_TAG}` = '{checked_name(parent, what='run id')}'")
-        runs = self._client.search_runs(
-            [self._experiment],
-            " and ".join(conditions),
-            ViewType.ACTIVE_ONLY,
-            order_by=["attributes.start_time DESC"],
-        )
-        return [run.info.run_id for run in runs]
+        return self._search(" and ".join(conditions), "attributes.start_time DESC")
 
     def children(self, run_id: str) -> list[str]:
         """Ids of the runs below a run, in the order in which they began."""
         parent = f"tags.`{PARENT_TAG}` = '{checked_name(run_id, what='run id')}'"
-        runs = self._client.search_runs([self._experiment], parent, order_by=["attributes.start_time ASC"])
-        return [run.info.run_id for run in runs]
+        return self._search(parent, "attributes.start_time ASC")
+
+    def _search(self, condition: str, order: str) -> list[str]:
+        """Ids of all runs of the experiment that meet a condition."""
+        found: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], condition, ViewType.ACTIVE_ONLY, _PAGE, order_by=[order], page_token=token
+            )
+            found += [run.info.run_id for run in page]
+            token = page.token
+            if not token:
+                return [*dict.fromkeys(found)]  # a run that begins meanwhile shifts the others: one may come twice
 
     def read(self, run_id: str) -> RunRecord:
         """A recorded run.
