@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +349,19 @@ def test_an_epoch_budget_is_spent_exactly(ray_cluster: None, toy_data: Path, tmp
 @pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
+def test_trials_of_two_workers_keep_an_epoch_budget(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=3, epoch_budget=8, scheduler="none", sampler="random")
+    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": 2})})
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    result = search(settings, NoTracker())
+    ended = [(r.epochs, r.state, r.reason) for r in sorted(result.records, key=lambda r: r.number)]
+    assert ended == [(6, "COMPLETE", ""), (2, "PRUNED", "the epoch budget was spent after epoch 2")]
+    assert search(settings, NoTracker()).records == result.records
+
+
+@pytest.mark.scenario
+@pytest.mark.slow
+@pytest.mark.ray
 def test_the_final_is_won_by_the_mean_over_seeds_and_runs_once(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -481,6 +494,32 @@ def test_a_process_that_hangs_is_seen_while_others_answer(
     assert ended < began
 
 
+def population_settings(data: Path, folder: Path, **tuning: object) -> TuneSettings:
+    """Four members, which take turns on the cluster."""
+    return tune_settings(
+        data, folder, **{"trials": 4, "scheduler": "pbt", "sampler": "random", "concurrency": None} | tuning
+    )
+
+
+@pytest.mark.ray
+def test_limits_that_a_search_would_not_keep_are_refused(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    def refused(settings: TuneSettings, *parts: str) -> None:
+        with pytest.raises(UserError) as error:
+            plan_search(settings)
+        one_line(error, *parts)
+
+    population = population_settings(toy_data, tmp_path)
+    two_workers = tune_settings(toy_data, tmp_path, timeout_s=5.0)
+    two_workers = two_workers.model_copy(update={"workers": two_workers.workers.model_copy(update={"count": 2})})
+    refused(two_workers, "tuning.timeout_s", "workers.count=1")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    for key, value in {"epoch_budget": 10, "timeout_s": 5.0, "concurrency": 1}.items():
+        refused(population_settings(toy_data, tmp_path, **{key: value}), "pbt", f"leave out tuning.{key}")
+    assert plan_search(population).concurrency == 2
+
+
 @pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
@@ -488,7 +527,7 @@ def test_a_population_goes_on_from_its_best_and_the_study_holds_every_member(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
     """Half of the members learn nothing at their rates: what they end with, they have from the others."""
-    settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="pbt", sampler="random", grace_epochs=1)
+    settings = population_settings(toy_data, tmp_path, grace_epochs=1)
     rates = {"distribution": "categorical", "choices": [1e-9, 0.01]}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"parameters": {"training.learning_rate": rates}}))
     result = search(settings, NoTracker())
@@ -514,7 +553,7 @@ def test_a_population_goes_on_where_the_member_that_all_wait_for_ends_early(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
     """The last of four to be compared after two epochs stops there, since it has learned nothing."""
-    settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="pbt", sampler="random", grace_epochs=2, seed=5)
+    settings = population_settings(toy_data, tmp_path, grace_epochs=2, seed=5)
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"patience": 1})})
     rates = {"distribution": "categorical", "choices": [1e-9, 0.01]}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"parameters": {"training.learning_rate": rates}}))

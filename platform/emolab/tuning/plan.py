@@ -97,6 +97,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         trials=tuning.trials,
     )
     _check_workers(settings)
+    _check_limits(settings)
     needs = _resources(settings.workers, settings.workers.count)
     room = fitting(_resources(settings.workers, 1)) // settings.workers.count
     final_workers = max(settings.workers.count, tuning.final_workers or min(4, room * settings.workers.count))
@@ -224,6 +225,23 @@ def _check_workers(settings: TuneSettings) -> None:
         raise UserError(
             f"a trial cannot run here: a worker needs {settings.workers.cpus:g} CPU and {settings.workers.gpus} GPU "
             f"of one node, and the largest node has {largest:g} CPU"
+        )
+
+
+def _check_limits(settings: TuneSettings) -> None:
+    """Refuse limits of a search that Ray Tune's loop would not keep."""
+    tuning = settings.tuning
+    if settings.workers.count > 1 and tuning.timeout_s is not None:
+        raise UserError("tuning.timeout_s needs trials of one worker: leave it out, or set workers.count=1")
+    if tuning.stopping != "pbt":
+        return
+    if tuning.epoch_budget is not None:
+        raise UserError("scheduler pbt trains all members to their end: leave out tuning.epoch_budget, or choose asha")
+    if tuning.timeout_s is not None:
+        raise UserError("scheduler pbt does not look for hung trials: leave out tuning.timeout_s, or choose asha")
+    if tuning.concurrency is not None:
+        raise UserError(
+            "scheduler pbt trains as many members at a time as the cluster holds: leave out tuning.concurrency"
         )
 
 

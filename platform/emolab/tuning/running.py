@@ -25,7 +25,8 @@ def run_trials(
     rungs: Sequence[int] = (),
     kind: str = "trial",
 ) -> None:
-    """Run trials until the study holds ``trials`` of them, and record each below the run ``parent``."""
+    """Run trials until the study holds ``trials`` of them or the epoch budget is spent, and record each below the run
+    ``parent``."""
     recorder = TrialRecorder(tracker, parent, kind=kind)
     try:
         recorder.catch_up(study)
@@ -43,6 +44,7 @@ def run_trials(
                 trials=trials,
                 concurrency=plan.concurrency,
                 rungs=rungs,
+                epoch_budget=settings.tuning.epoch_budget if kind == "trial" else None,
             )
         elif settings.tuning.stopping == "pbt" and kind == "trial":
             from emolab.tuning.population import run_population

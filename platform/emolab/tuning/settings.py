@@ -51,7 +51,9 @@ class SearchSettings(Settings):
     )
     trials: int = Field(default=12, ge=1, description="trials in total; those already in the study count")
     epoch_budget: int | None = Field(
-        default=None, ge=1, description="epochs over all trials; once they are spent no trial starts or goes on"
+        default=None,
+        ge=1,
+        description="epochs over all trials; once they are spent no trial starts or goes on; not with pbt",
     )
     sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
     scheduler: Scheduler = Field(
@@ -65,7 +67,7 @@ class SearchSettings(Settings):
     grace_epochs: int = Field(default=2, ge=1, description="epochs before a scheduler may stop a trial")
     reduction_factor: int = Field(default=3, ge=2, description="one trial in so many passes each rung")
     concurrency: int | None = Field(
-        default=None, ge=1, description="trials at a time; null: as many as the cluster holds"
+        default=None, ge=1, description="trials at a time; null: as many as the cluster holds, as pbt always does"
     )
     fused: int | None = Field(
         default=None,
@@ -73,7 +75,10 @@ class SearchSettings(Settings):
         description="configurations trained in one step by each process; null: 8 on a GPU, 1 on CPUs",
     )
     timeout_s: float | None = Field(
-        default=None, gt=0.0, description="longest time without a finished epoch before a process counts as hung"
+        default=None,
+        gt=0.0,
+        description="longest time without a finished epoch before a process counts as hung; for trials of one worker, "
+        "not with pbt",
     )
     seed: int = Field(default=0, ge=0, description="of the sampler")
     final: FinalSettings = FinalSettings()

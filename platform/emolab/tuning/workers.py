@@ -43,15 +43,32 @@ class StudySearcher(Unsaved, Searcher):
     """Gives Ray Tune the study's draws, and tells the study how each trial ended."""
 
     def __init__(
-        self, study: Study, recorder: TrialRecorder, rungs: Sequence[int], report: Callable[[str], None]
+        self,
+        study: Study,
+        recorder: TrialRecorder,
+        rungs: Sequence[int],
+        report: Callable[[str], None],
+        *,
+        epoch_budget: int | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study, self._recorder, self._rungs, self._report = study, recorder, rungs, report
+        self._epoch_budget = epoch_budget
         self._numbers: dict[str, int] = {}
         self._curves: dict[str, list[dict[str, float]]] = {}
         self._started: dict[str, float] = {}
+        self._causes: dict[str, str] = {}
+
+    @property
+    def spent(self) -> bool:
+        """Whether no epoch of the budget is left."""
+        if self._epoch_budget is None:
+            return False
+        return self._study.epochs() + sum(map(len, self._curves.values())) >= self._epoch_budget
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self.spent:
+            return Searcher.FINISHED  # pyright: ignore[reportReturnType]  # as Tune itself wants it
         draw = self._study.ask()
         self._numbers[trial_id], self._curves[trial_id] = draw.number, []
         self._started[trial_id] = time.perf_counter()
@@ -67,7 +84,13 @@ class StudySearcher(Unsaved, Searcher):
         self._study.report(number, epoch, value)
         curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
         self._recorder.epochs(number, curve[-1:])
-        return bool(result.get(FINISHED)) or epoch not in self._rungs or not self._study.should_prune(number)
+        if result.get(FINISHED):
+            return True
+        if self.spent:
+            self._causes[trial_id] = "the epoch budget was spent"
+        elif epoch in self._rungs and self._study.should_prune(number):
+            self._causes[trial_id] = "pruned"
+        return trial_id not in self._causes
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id not in self._started:  # Tune may say it twice
@@ -75,7 +98,7 @@ class StudySearcher(Unsaved, Searcher):
         result = result or {}
         self.learn(trial_id, result)
         seconds = time.perf_counter() - self._started.pop(trial_id)
-        state, reason = _end(result, error)
+        state, reason = _end(result, error, cause=self._causes.pop(trial_id, "pruned"))
         number, curves = self._numbers[trial_id], self._curves.pop(trial_id)
         values = [float(result[METRIC])] if state == "COMPLETE" else []
         self._study.tell(number, state, values, reason=reason, epochs=len(curves), seconds=seconds, curves=curves)
@@ -93,11 +116,13 @@ class StudySearcher(Unsaved, Searcher):
         """Nothing was saved."""
 
 
-def _end(result: dict[str, Any], error: bool) -> tuple[State, str]:
+def _end(result: dict[str, Any], error: bool, *, cause: str) -> tuple[State, str]:
     failure = result.get(FAILURE)
     if error or failure or not result:
         return "FAIL", failure or ("the trial's process failed" if error else "no result was reported")
-    return ("COMPLETE", "") if result.get(FINISHED) else ("PRUNED", f"pruned after epoch {int(result['epoch'])}")
+    if result.get(FINISHED):
+        return "COMPLETE", ""
+    return "PRUNED", f"{cause} after epoch {int(result['epoch'])}"
 
 
 class StudyScheduler(FIFOScheduler):
@@ -123,9 +148,12 @@ def run_with_workers(
     trials: int,
     concurrency: int,
     rungs: Sequence[int],
+    epoch_budget: int | None = None,
 ) -> None:
-    """Run trials of several workers until the study holds ``trials`` of them."""
-    searcher = StudySearcher(study, recorder, rungs, report)
+    """Run trials of several workers until the study holds ``trials`` of them, or their epochs are spent."""
+    searcher = StudySearcher(study, recorder, rungs, report, epoch_budget=epoch_budget)
+    if searcher.spent:
+        return
     ray.tune.Tuner(
         # The workers reserve their own CPUs; the trial's own process only waits for them.
         ray.tune.with_resources(distributed_trial, {"memory": 64 * 2**20}),
