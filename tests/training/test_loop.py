@@ -1,6 +1,8 @@
 """The one loop: equal runs are equal to the bit, however they are interrupted."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from emolab.names import UserError
 from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.runs import existing_tracker
+from emolab.tracking.tracker import MissingRunError
 from emolab.training.augmentation import add_noise, drop_steps
 from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, evaluate, fit, run_to_end
@@ -203,6 +206,31 @@ def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(toy
         train(settings_for(toy_data, tmp_path, seed=9).model_copy(update={"name": "mine"}))
     with pytest.raises(UserError, match="not allowed"):
         train(settings.model_copy(update={"name": "../evil"}))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("purged", [False, True])
+def test_a_run_that_was_deleted_in_the_tracker_is_recorded_anew(toy_data: Path, tmp_path: Path, purged: bool) -> None:
+    settings = settings_for(toy_data, tmp_path)
+    first = train(settings)
+    tracker = existing_tracker(**settings.tracking.model_dump(), output=tmp_path)
+    tracker.client.delete_run(first.run_id)
+    if purged:
+        where = ["--backend-store-uri", tracker.uri, "--tracking-uri", tracker.uri]
+        subprocess.run([sys.executable, "-m", "mlflow", "gc", *where, "--run-ids", first.run_id], check=True)
+    with pytest.raises(MissingRunError, match=rf"mlflow.db has no run {first.run_id} any more: restore it there, or"):
+        tracker.resume(first.run_id)
+    second, third = train(settings), train(settings)
+    assert first.run_id != second.run_id == third.run_id
+    assert [second.progress, third.progress] == [first.progress] * 2  # nothing was trained again
+    assert third.resumed_finished
+    assert tracker.find("emolab.kind", "train") == [second.run_id]
+    run = tracker.client.get_run(second.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.batch_size"] == "8"
+    steps = [metric.step for metric in tracker.client.get_metric_history(second.run_id, "train_loss")]
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert {"model", "config.yaml"} <= {file.path for file in tracker.client.list_artifacts(second.run_id)}
 
 
 def test_a_kept_model_predicts_as_it_did_in_training(toy_data: Path, tmp_path: Path) -> None:

@@ -107,6 +107,29 @@ def test_the_tracker_holds_every_trial_once_below_the_search(finished: Finished)
         assert float(run.data.params["training.kl_weight"]) == pytest.approx(record.parameters["training.kl_weight"])
 
 
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_that_was_deleted_in_the_tracker_is_recorded_anew(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=2)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    tracker = tracker_of(settings)
+    first = search(settings, tracker)
+    for run_id in (first.run_id, *tracker.children(first.run_id)):
+        tracker.client.delete_run(run_id)
+    again = search(settings, tracker)
+    assert again.run_id != first.run_id
+    assert again.records == first.records  # nothing was trained again
+    runs = [tracker.client.get_run(run_id) for run_id in tracker.children(again.run_id)]
+    assert sorted(run.data.tags["emolab.trial"] for run in runs) == ["0", "1"]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["emolab.trial_state"] in ("complete", "pruned")
+        assert tracker.client.get_metric_history(run.info.run_id, "kept_macro_f1")
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_same_call_runs_nothing_again_and_a_larger_budget_only_the_rest(finished: Finished) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
 from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal
-from emolab.tracking.tracker import NoTracker, Run, Status, Tracker
+from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tracker
 
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
 _PAGE = 1000
@@ -117,9 +117,22 @@ class MLflowTracker(Tracker):
         return MLflowRun(self._client, run.info.run_id)
 
     def resume(self, run_id: str) -> Run:
+        if not self._takes_more(run_id):
+            raise MissingRunError(
+                f"the tracker {self.uri} has no run {run_id} any more: restore it there, or choose another name"
+            )
         run = MLflowRun(self._client, run_id)
         run.remember_recorded()
         return run
+
+    def _takes_more(self, run_id: str) -> bool:
+        """Whether the tracker has a run, and not only until it is purged."""
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
+            return False
 
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
         conditions = [f"tags.`{tag}` = '{checked_name(value, what='tag value')}'"]

@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from emolab.names import UserError
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class MissingRunError(UserError):
+    """The tracker does not hold a run, or not any more: it or the tracker's whole store was deleted."""
 
 
 class Run(ABC):
@@ -68,7 +74,11 @@ class Tracker(ABC):
 
     @abstractmethod
     def resume(self, run_id: str) -> Run:
-        """Go on with a run that was begun before, here or in another process."""
+        """Go on with a run that was begun before, here or in another process.
+
+        Raises:
+            MissingRunError: the tracker says at once that it has no such run.
+        """
 
     @abstractmethod
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:

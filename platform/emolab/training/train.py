@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
-from emolab.tracking.tracker import Run, Tracker
+from emolab.tracking.tracker import MissingRunError, Run, Tracker
 from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run_to_end
 from emolab.training.metrics import EpochReport
@@ -165,7 +166,9 @@ def _claim(
         if known["identity"] != identity:
             raise UserError(f"{folder} holds a run with another configuration: choose another name")
         if known["tracker"] == redact(tracker.uri):
-            return tracker.resume(known["run_id"])
+            # Deleted there, it is begun anew: the checkpoints hold all that the tracker is told.
+            with suppress(MissingRunError):
+                return tracker.resume(known["run_id"])
     run = begin_once(
         tracker,
         folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from emolab.redaction import redact, redacted
 from emolab.sessions.manifest import Manifest, write_atomically
 from emolab.tracking.beginning import begin_once
 from emolab.tracking.provenance import code_version
-from emolab.tracking.tracker import Run, Tracker
+from emolab.tracking.tracker import MissingRunError, Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
@@ -126,7 +127,8 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     if record.exists():
         known = json.loads(record.read_text())
         if known["tracker"] == redact(tracker.uri):
-            return tracker.resume(known["run_id"])
+            with suppress(MissingRunError):  # deleted there, it is begun anew: the study holds all that it is told
+                return tracker.resume(known["run_id"])
     run = begin_once(
         tracker,
         plan.folder,
