@@ -1,4 +1,7 @@
-"""Accuracy and F1 from confusion counts; the one definition that training, sweeps and statistics share."""
+"""Accuracy and F1 from confusion counts; the one definition that training, searches, sweeps and statistics share.
+
+Only the macro-F1 of a single speaker has another, which bears another name (``emolab.robustness.metrics``).
+"""
 
 from __future__ import annotations
 

@@ -7,29 +7,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emolab.scores import class_f1
+
 CALIBRATION_BINS = 15
 TOLERATED_LOSS = 0.05
 """Five points of macro-F1."""
 
 
-def accuracy(confusion: ArrayLike) -> NDArray[np.float64]:
-    """(..., K, K) counts, true class by predicted class -> (...); NaN where nothing was counted."""
+def macro_f1_of_occurring_classes(confusion: ArrayLike) -> NDArray[np.float64]:
+    """(..., K, K) counts, true class by predicted class -> (...), the mean F1 over the classes that were there or were
+    predicted; NaN where nothing was counted.
+
+    For the few sessions of a speaker, whose score must not depend on which classes they happen to show. Whatever is
+    compared with a score of training is ``scores.macro_f1``, over all classes.
+    """
     counts = np.asarray(confusion, dtype=np.float64)
-    return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum(axis=(-2, -1)))
-
-
-def f1_per_class(confusion: ArrayLike) -> NDArray[np.float64]:
-    """(..., K, K) -> (..., K); NaN for a class that was neither there nor predicted."""
-    counts = np.asarray(confusion, dtype=np.float64)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    return _ratio(2 * hits, counts.sum(axis=-1) + counts.sum(axis=-2))
-
-
-def macro_f1(confusion: ArrayLike) -> NDArray[np.float64]:
-    """(..., K, K) -> (...), the mean over the classes that were there or were predicted."""
-    scores = f1_per_class(confusion)
-    defined = ~np.isnan(scores)
-    return _ratio(np.where(defined, scores, 0.0).sum(axis=-1), defined.sum(axis=-1))
+    occurring = counts.sum(axis=-1) + counts.sum(axis=-2) > 0
+    return _ratio(class_f1(counts).sum(axis=-1), occurring.sum(axis=-1))
 
 
 def area_under_curve(rates: ArrayLike, scores: ArrayLike) -> float:
@@ -108,10 +102,11 @@ def worst(scores: Mapping[str, float]) -> tuple[str, float]:
 
 
 def scores_by_group(confusion: ArrayLike, groups: Sequence[str]) -> dict[str, float]:
-    """Macro-F1 of every group (speaker) from the counts of its sessions, (N, K, K); groups without a label left out."""
+    """Macro-F1 of every group (speaker) over the classes that occur in it, from the counts of its sessions, (N, K, K);
+    groups without a label left out."""
     counts, names = np.asarray(confusion), np.asarray(groups)
     summed = {str(name): counts[names == name].sum(axis=0) for name in np.unique(names)}
-    return {name: float(macro_f1(total)) for name, total in summed.items() if total.any()}
+    return {name: float(macro_f1_of_occurring_classes(total)) for name, total in summed.items() if total.any()}
 
 
 def calibration_table(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from emolab.robustness.cells import Cell
-from emolab.robustness.metrics import area_under_curve, macro_f1
+from emolab.robustness.metrics import area_under_curve
 from emolab.robustness.suites import Suite, Sweep, expand
 from emolab.robustness.tally import evaluate_sessions
+from emolab.scores import macro_f1
 from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import Manifest
 
