@@ -1,6 +1,7 @@
 """A search on a real cluster, with a real study and a real tracker."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -568,6 +569,26 @@ def test_a_population_goes_on_from_its_best_and_the_study_holds_every_member(
     assert taken and began[taken[0]] == 0.01
     for record in result.records:
         assert record.parameters == schedules[record.number][-1]["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_population_repeats_its_schedules(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    """Partners, shifts and what is drawn anew from a range, whoever else draws from the global generators."""
+    rates = {"distribution": "float", "low": 1e-5, "high": 0.03, "log": True}
+
+    def schedules(name: str) -> list[Any]:
+        (tmp_path / name).mkdir()
+        random.seed(name)
+        np.random.seed(len(name))
+        settings = population_settings(toy_data, tmp_path / name, grace_epochs=1)
+        (tmp_path / name / "space.yaml").write_text(yaml.safe_dump({"parameters": {"training.learning_rate": rates}}))
+        result = search(settings, NoTracker())
+        return [t.user_attrs["schedule"] for t in study_of(result.folder / "study.db")]
+
+    first = schedules("a")
+    assert any(entry["descends_from"] != number for number, entries in enumerate(first) for entry in entries)
+    assert schedules("another") == first
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.tune
 import torch
 from ray.tune.experiment import Trial
@@ -85,10 +86,23 @@ class PopulationTrial(ray.tune.Trainable):
 
 class SynchronousPopulation(PopulationBasedTraining):
     """All members are compared at the same epoch. Otherwise a weak member whose model waits for a CPU is set back to it
-    after every epoch, until that one has got its turn."""
+    after every epoch, until that one has got its turn.
 
-    def __init__(self, **options: Any) -> None:
+    Partners and shifts are drawn anew from the seed at each comparison of a member. Tune draws them from the global
+    generators, of which its own loop takes numbers as often as it happens to look for results.
+    """
+
+    def __init__(self, *, seed: int, **options: Any) -> None:
         super().__init__(synch=True, **options)
+        self._seeds = np.random.default_rng(seed)
+
+    def _checkpoint_or_exploit(
+        self, trial: Trial, tune_controller: Any, upper_quantile: list[Trial], lower_quantile: list[Trial]
+    ) -> None:
+        seed = int(self._seeds.integers(2**32))
+        random.seed(seed)
+        np.random.seed(seed)
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The next member to train. Where the one that all others wait for has ended, by itself or by a failure, Tune
@@ -176,13 +190,13 @@ def run_population(
 
     Args:
         interval: epochs between the comparisons of a trial with the others.
+        seed: of the partners and shifts of its members.
     """
     members = [study.ask() for _ in range(trials - study.finished())]
     for draw in members:
         recorder.began(draw.number, draw.parameters)
     drawn = {draw.number: draw.parameters for draw in members}
     keys = list(space.parameters)
-    random.seed(seed)  # Tune's choice of partners and shifts draws from here
     ray.tune.Tuner(
         ray.tune.with_resources(PopulationTrial, dict(resources)),
         param_space={
@@ -198,6 +212,7 @@ def run_population(
                 perturbation_interval=interval,
                 hyperparam_mutations={key: _mutation(space, key) for key in keys},
                 custom_explore_fn=lambda config: _within(space, config),
+                seed=seed,
             ),
             reuse_actors=True,  # how many run at a time is left to their resources: members take turns
         ),

@@ -80,7 +80,7 @@ class SearchSettings(Settings):
         description="longest time without a finished epoch before a process counts as hung; for trials of one worker, "
         "not with pbt",
     )
-    seed: int = Field(default=0, ge=0, description="of the sampler")
+    seed: int = Field(default=0, ge=0, description="of the sampler, and of what a population changes")
     final: FinalSettings = FinalSettings()
     final_workers: int | None = Field(
         default=None,
