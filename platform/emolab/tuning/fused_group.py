@@ -22,16 +22,9 @@ class FusedTrials(Group):
     """Configurations that share their shapes. They are at the same epoch always; one that ends leaves the group."""
 
     def __init__(self, draws: Sequence[tuple[int, Mapping[str, Any]]], base: TrainSettings) -> None:
-        self._early: Answers = {}
-        members: dict[int, TrainSettings] = {}
-        for number, parameters in draws:
-            try:
-                members[number] = configured(base, parameters)
-            except UserError as error:
-                self._early[number] = Answer(failure=str(error))
         self.numbers = {number for number, _ in draws}
-        device = torch.device("cuda" if base.workers.gpus and torch.cuda.is_available() else "cpu")
-        self._training = FusedTraining(members, load_training_data(Path(base.data)), device) if members else None
+        self._draws, self._base = draws, base
+        self._training: FusedTraining | None = None
 
     def keep(self, numbers: Sequence[int]) -> None:
         self.numbers &= set(numbers)
@@ -39,26 +32,37 @@ class FusedTrials(Group):
             self._training.keep(list(self.numbers))
 
     def advance(self, until: int) -> Answers:
-        answers, self._early = self._early, {}
-        started = time.perf_counter()
+        answers: Answers = {}
         reports: dict[int, list[EpochReport]] = {}
-        while self._training is not None and self._training.numbers:
-            try:
-                found = self._training.epoch()
-            except Exception as error:  # of the step that all share
-                failed = {
-                    number: Answer(reports=reports.get(number, []), failure=reason_of(error))
-                    for number in self._training.numbers
-                }
-                return answers | failed
-            for number, report in found.items():
-                if isinstance(report, UserError):
-                    answers[number] = Answer(reports=reports.pop(number, []), failure=str(report))
-                else:
-                    reports.setdefault(number, []).append(report)
-            if self._decide(reports, until) or time.perf_counter() - started > ANSWER_SECONDS:
-                break
+        started = time.perf_counter()
+        try:
+            training = self._training = self._training or self._begin(answers)
+            while training is not None and training.numbers:
+                for number, report in training.epoch().items():
+                    if isinstance(report, UserError):
+                        answers[number] = Answer(reports=reports.pop(number, []), failure=str(report))
+                    else:
+                        reports.setdefault(number, []).append(report)
+                if self._decide(reports, until) or time.perf_counter() - started > ANSWER_SECONDS:
+                    break
+        except Exception as error:  # of what all share; a group that does not fit is nobody's end
+            crowded = isinstance(error, torch.OutOfMemoryError)
+            failure = "" if crowded else reason_of(error)
+            for number in self.numbers - set(answers):
+                answers[number] = Answer(reports=reports.get(number, []), failure=failure, crowded=crowded)
+            return answers
         return answers | {number: Answer(reports=mine) for number, mine in reports.items()}
+
+    def _begin(self, answers: Answers) -> FusedTraining | None:
+        """The members at their first epoch; the answers get those whose configuration is refused."""
+        members: dict[int, TrainSettings] = {}
+        for number, parameters in self._draws:
+            try:
+                members[number] = configured(self._base, parameters)
+            except UserError as error:
+                answers[number] = Answer(failure=str(error))
+        device = torch.device("cuda" if self._base.workers.gpus and torch.cuda.is_available() else "cpu")
+        return FusedTraining(members, load_training_data(Path(self._base.data)), device) if members else None
 
     @staticmethod
     def _decide(reports: Mapping[int, Sequence[EpochReport]], until: int) -> bool:

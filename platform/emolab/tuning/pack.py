@@ -32,6 +32,8 @@ class Answer:
 
     reports: list[EpochReport] = field(default_factory=list)
     failure: str = ""
+    crowded: bool = False
+    """The memory was too small for the trials that trained in one step: with fewer of them, or alone, it may go on."""
     excess: dict[str, float] = field(default_factory=dict)
     """Limit -> by how much the model exceeds it; with the first answer of a trial only."""
     robustness: float | None = None
@@ -88,7 +90,10 @@ class TrialPack:
             self._group = None  # its memory is free before the next model is built
             self._group = begin(draws, self._base, self._settings, told)
         self._group.keep(numbers)
-        return self._group.advance(until)
+        answers = self._group.advance(until)
+        if any(answer.crowded for answer in answers.values()):
+            self._group = None
+        return answers
 
     def measure(self, draws: Sequence[dict[str, Any]], steps: int) -> list[float]:
         """Seconds an epoch of each of these configurations takes here, from a few steps of each."""

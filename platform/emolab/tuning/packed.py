@@ -99,6 +99,7 @@ class PackedTrials:
         self._drawn: Draw | None = None
         self._processes: list[_Process] = []
         self._failed_starts = 0
+        self._fused = plan.fused
         self._base = TrainSettings.model_validate(plan.pack.base)
         self._halving = None
         if plan.halving is not None and plan.rungs:
@@ -171,11 +172,11 @@ class PackedTrials:
         return self._plan.epoch_budget - self._study.epochs() - running
 
     def _next_group(self) -> list[Draw]:
-        """Trials to run: those whose process was lost, else new draws that share their shapes, else a paused one."""
+        """Trials to run: those that begin anew, else new draws that share their shapes, else a paused one."""
         if self._again:
             return self._again.popleft()
         group: list[Draw] = []
-        while len(group) < self._plan.fused and (self._drawn is not None or self._may_start()):
+        while len(group) < self._fused and (self._drawn is not None or self._may_start()):
             draw, self._drawn = self._drawn or self._draw(), None
             if group and _shape(draw) != _shape(group[0]):
                 self._drawn = draw  # the next group begins with it
@@ -231,8 +232,17 @@ class PackedTrials:
             process.loaded = True
             return
         group = [draw for draw in process.group if self._goes_on(draw.number, answers[draw.number])]
-        if group:
+        if any(answers[draw.number].crowded for draw in group):
+            self._part(group)
+        elif group:
             self._advance(process, group)
+
+    def _part(self, group: list[Draw]) -> None:
+        """Begin trials anew, half of them in a step, for whose step the memory was too small; later ones likewise."""
+        half = (len(group) + 1) // 2
+        self._fused = min(self._fused, half)
+        self._again += [part for part in (group[:half], group[half:]) if part]
+        self._report(f"{len(group)} configurations in one step do not fit the memory: from here at most {half}")
 
     def _goes_on(self, number: int, answer: Answer) -> bool:
         """Tell the study what became of a trial; whether it has epochs left to run."""
