@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.tuning.test_search import tune_settings
 
 from emolab.training.train import epochs_in_process
-from emolab.tuning.pack import PackSettings, TrialPack
+from emolab.tuning import pack
+from emolab.tuning.pack import PackSettings, TrialPack, excess_over, trial_device
 from emolab.tuning.space import configured
 
 pytestmark = pytest.mark.ray
@@ -36,3 +38,33 @@ def test_a_paused_trial_is_ahead_of_a_driver_that_was_killed_and_tells_it_what_i
     assert [r.kept_macro_f1 for r in missed + rest] == unbroken[1:]
     # One that comes later, and knows of less than either rung, gets both and trains nothing for it.
     assert [r.epoch for r in TrialPack(settings).advance([DRAW], 1)[4].reports] == [1]
+
+
+def test_the_device_of_a_trial_is_that_of_its_training(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tune_settings(toy_data, tmp_path).base()
+    on_gpu = base.model_copy(update={"workers": base.workers.model_copy(update={"gpus": 1})})
+    for there, chosen in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert [trial_device(settings).type for settings in (base, on_gpu)] == ["cpu", chosen]
+
+
+def test_latency_is_measured_on_the_device_of_the_trial(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device without memory stands for a GPU: what it computes is told from what a CPU computes."""
+    base = tune_settings(toy_data, tmp_path).base()
+    monkeypatch.setattr(pack, "trial_device", lambda _: torch.device("meta"))
+    seen: set[str] = set()
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        seen.update(value.device.type for value in (*inputs, output) if isinstance(value, torch.Tensor))
+        seen.update(parameter.device.type for parameter in module.parameters())
+
+    watching = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        assert excess_over(base, {"latency_ms": 1e9})["latency_ms"] < 0
+    finally:
+        watching.remove()
+    assert seen == {"meta"}

@@ -14,7 +14,7 @@ from emolab.training.data import load_training_data
 from emolab.training.fused import FusedTraining
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
-from emolab.tuning.pack import ANSWER_SECONDS, Answer, Answers, Group, reason_of
+from emolab.tuning.pack import ANSWER_SECONDS, Answer, Answers, Group, reason_of, trial_device
 from emolab.tuning.space import configured
 
 
@@ -61,8 +61,8 @@ class FusedTrials(Group):
                 members[number] = configured(self._base, parameters)
             except UserError as error:
                 answers[number] = Answer(failure=str(error))
-        device = torch.device("cuda" if self._base.workers.gpus and torch.cuda.is_available() else "cpu")
-        return FusedTraining(members, load_training_data(Path(self._base.data)), device) if members else None
+        data = load_training_data(Path(self._base.data))
+        return FusedTraining(members, data, trial_device(self._base)) if members else None
 
     @staticmethod
     def _decide(reports: Mapping[int, Sequence[EpochReport]], until: int) -> bool:

@@ -189,28 +189,42 @@ def robustness_of(settings: TrainSettings, weights: Mapping[str, torch.Tensor]) 
     return missing_rate_area(model.eval(), data.validation, data.manifest)
 
 
+def trial_device(settings: TrainSettings) -> torch.device:
+    """Where a trial of one worker trains, as ``epochs_in_process`` chooses it."""
+    return torch.device("cuda" if settings.workers.gpus and torch.cuda.is_available() else "cpu")
+
+
 def excess_over(settings: TrainSettings, limits: Mapping[str, float]) -> dict[str, float]:
     """By how much a configuration's model exceeds each limit; negative where it stays below."""
     if not limits:
         return {}
     data = load_training_data(Path(settings.data))
-    model = settings.model.build(data.manifest).eval()
+    device = trial_device(settings)
+    model = settings.model.build(data.manifest).to(device).eval()
     measures = {
         "parameters": lambda: float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
-        "latency_ms": lambda: 1000.0 * _latency(model, data.validation.batch([0])),
+        "latency_ms": lambda: 1000.0 * _latency(model, data.validation.batch([0]).to(device), device),
     }
     return {name: measures[name]() - limit for name, limit in limits.items()}
 
 
 @torch.inference_mode()
-def _latency(model: torch.nn.Module, batch: Any) -> float:
-    """Median seconds of a forward pass over one session."""
+def _latency(model: torch.nn.Module, batch: Any, device: torch.device) -> float:
+    """Median seconds of a forward pass over one session that lies on the device."""
     seconds = []
     for _ in range(_LATENCY_RUNS):
+        _wait_for(device)
         started = time.perf_counter()
         model(batch)
+        _wait_for(device)
         seconds.append(time.perf_counter() - started)
     return sorted(seconds)[_LATENCY_RUNS // 2]
+
+
+def _wait_for(device: torch.device) -> None:
+    """A GPU goes on after its caller was answered."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def reason_of(error: Exception) -> str:
