@@ -9,7 +9,9 @@ from pathlib import Path
 
 from emolab.redaction import redact
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+@-]{0,119}")
+LONGEST = 120
+"""Characters of a name at most."""
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._=+@-]{{0,{LONGEST - 1}}}")
 
 
 class UserError(ValueError):
@@ -31,7 +33,7 @@ def checked_name(name: str, *, what: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{what} {name[:60]!r} is not allowed: use 1 to 120 letters, digits or . _ = + @ -, "
+            f"{what} {name[:60]!r} is not allowed: use 1 to {LONGEST} letters, digits or . _ = + @ -, "
             "beginning with a letter or digit"
         )
     return name

@@ -17,12 +17,12 @@ import yaml
 from ray.exceptions import OutOfMemoryError
 from tests.conftest import REPOSITORY
 
-from emolab.names import UserError
+from emolab.names import UserError, checked_name
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
 from emolab.tuning import packed, running
 from emolab.tuning.pack import Answers, TrialPack
-from emolab.tuning.plan import calibrate, plan_search
+from emolab.tuning.plan import calibrate, plan_search, winner_name
 from emolab.tuning.search import SearchResult, search
 from emolab.tuning.settings import TuneSettings
 
@@ -178,6 +178,20 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_starts(
     with pytest.raises(UserError, match="a trial cannot run here"):
         plan_search(wide)
     assert not Path(settings.output).exists()
+
+
+@pytest.mark.ray
+def test_a_name_with_no_room_for_that_of_the_winner_is_refused_before_anything_starts(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=12)
+    longest = 120 - len("-best-120")
+    plan = plan_search(settings.model_copy(update={"name": "s" * longest}))
+    checked_name(winner_name(plan.folder.name, 119), what="run name")
+    for length in (longest + 1, 120, 121):
+        with pytest.raises(UserError) as error:
+            plan_search(settings.model_copy(update={"name": "s" * length}))
+        one_line(error, "study name 'ss", f"at most {longest} characters", "NAME-best-NUMBER")
 
 
 @pytest.mark.ray

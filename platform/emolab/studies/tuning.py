@@ -18,7 +18,7 @@ from emolab.studies.dataset import dataset
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.train import TrainedModel, train
-from emolab.tuning.plan import calibrate, plan_search
+from emolab.tuning.plan import calibrate, plan_search, winner_name
 from emolab.tuning.search import SearchResult, search
 from emolab.tuning.settings import TuneSettings
 
@@ -59,7 +59,7 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
 
 
 def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:
-    chosen = result.settings.model_copy(update={"name": f"{result.folder.name}-best-{result.best.number}"})
+    chosen = result.settings.model_copy(update={"name": winner_name(result.folder.name, result.best.number)})
     report(f"training the best configuration (trial {result.best.number}) with {chosen.workers.count} worker(s)")
     return train(
         chosen,

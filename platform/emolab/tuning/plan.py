@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from emolab.cluster import fitting, nodes, require, user_error
-from emolab.names import UserError, contained
+from emolab.names import LONGEST, UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.fused import FUSABLE
@@ -113,8 +113,10 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     )
     if tuning.stopping == "halving":
         _check_budget(settings, trials, decisions)
+    name = _name(settings, space, manifest)
+    _check_length(name, trials)
     return SearchPlan(
-        folder=contained(Path(settings.output), _name(settings, space, manifest), what="study name"),
+        folder=contained(Path(settings.output), name, what="study name"),
         manifest=manifest,
         space=space,
         concurrency=min(tuning.concurrency or room, room, trials),
@@ -257,6 +259,21 @@ def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -
     objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": list(tuning.objectives)}
     shared = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
     return shared | ({"constraints": limits} if limits else {})
+
+
+def winner_name(study: str, number: int) -> str:
+    """The run that trains the best configuration of a study."""
+    return f"{study}-best-{number}"
+
+
+def _check_length(name: str, trials: int) -> None:
+    """Refuse a study whose winner could not be named when all trials are done."""
+    most = LONGEST - len(winner_name("", 10 * trials))  # trials that were interrupted have numbers too
+    if len(name) > most:
+        raise UserError(
+            f"study name {name[:60]!r} is too long: use at most {most} characters, since the best configuration is "
+            "trained as NAME-best-NUMBER"
+        )
 
 
 def _name(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> str:
