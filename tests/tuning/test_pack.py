@@ -7,9 +7,9 @@ import pytest
 import torch
 from tests.tuning.test_search import tune_settings
 
-from emolab.training.train import epochs_in_process
+from emolab.training.train import epochs_in_process, training_device
 from emolab.tuning import pack
-from emolab.tuning.pack import PackSettings, TrialPack, excess_over, trial_device
+from emolab.tuning.pack import PackSettings, TrialPack, excess_over
 from emolab.tuning.space import configured
 
 pytestmark = pytest.mark.ray
@@ -47,7 +47,7 @@ def test_the_device_of_a_trial_is_that_of_its_training(
     on_gpu = base.model_copy(update={"workers": base.workers.model_copy(update={"gpus": 1})})
     for there, chosen in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert [trial_device(settings).type for settings in (base, on_gpu)] == ["cpu", chosen]
+        assert [training_device(settings).type for settings in (base, on_gpu)] == ["cpu", chosen]
 
 
 def test_latency_is_measured_on_the_device_of_the_trial(
@@ -55,7 +55,7 @@ def test_latency_is_measured_on_the_device_of_the_trial(
 ) -> None:
     """The device without memory stands for a GPU: what it computes is told from what a CPU computes."""
     base = tune_settings(toy_data, tmp_path).base()
-    monkeypatch.setattr(pack, "trial_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(pack, "training_device", lambda _: torch.device("meta"))
     seen: set[str] = set()
 
     def look(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -116,7 +116,7 @@ def epochs_in_process(
     if not len(data.validation) and settings.training.selection == "best":
         raise UserError(f"{settings.data} has no validation split: set training.selection=last")
     torch.manual_seed(settings.training.seed)
-    device = torch.device("cuda" if settings.workers.gpus and torch.cuda.is_available() else "cpu")
+    device = training_device(settings)
     model = settings.model.build(data.manifest).to(device)
     return fit(
         model,
@@ -126,6 +126,11 @@ def epochs_in_process(
         workers=Workers(device=device),
         checkpoints=checkpoints,
     )
+
+
+def training_device(settings: TrainSettings) -> torch.device:
+    """Where one worker trains."""
+    return torch.device("cuda" if settings.workers.gpus and torch.cuda.is_available() else "cpu")
 
 
 def load_model(folder: Path) -> tuple[torch.nn.Module, Checkpoint]:

@@ -12,7 +12,7 @@ from edu_emotionnet.losses import combined_loss
 from emolab.sessions.loading import SessionStore, epoch_batches
 from emolab.training.data import load_training_data
 from emolab.training.recipe import TrainSettings
-from emolab.tuning.pack import trial_device
+from emolab.training.train import training_device
 from emolab.tuning.space import SHAPE_FREE, SearchSpace
 
 SECONDS = 10.0
@@ -30,7 +30,7 @@ def sample_configurations(space: SearchSpace, count: int) -> list[dict[str, obje
 def epoch_seconds(settings: TrainSettings, *, steps: int) -> float:
     """Seconds of one epoch, training and validation, estimated from at most ``steps`` steps of each."""
     data = load_training_data(Path(settings.data))
-    device = trial_device(settings)
+    device = training_device(settings)
     model = settings.model.build(data.manifest).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 

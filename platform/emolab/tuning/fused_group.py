@@ -14,7 +14,8 @@ from emolab.training.data import load_training_data
 from emolab.training.fused import FusedTraining
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
-from emolab.tuning.pack import ANSWER_SECONDS, Answer, Answers, Group, reason_of, trial_device
+from emolab.training.train import training_device
+from emolab.tuning.pack import ANSWER_SECONDS, Answer, Answers, Group, reason_of
 from emolab.tuning.space import configured
 
 
@@ -62,7 +63,7 @@ class FusedTrials(Group):
             except UserError as error:
                 answers[number] = Answer(failure=str(error))
         data = load_training_data(Path(self._base.data))
-        return FusedTraining(members, data, trial_device(self._base)) if members else None
+        return FusedTraining(members, data, training_device(self._base)) if members else None
 
     @staticmethod
     def _decide(reports: Mapping[int, Sequence[EpochReport]], until: int) -> bool:

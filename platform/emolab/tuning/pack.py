@@ -17,7 +17,7 @@ from emolab.training.data import load_training_data
 from emolab.training.loop import run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
-from emolab.training.train import epochs_in_process
+from emolab.training.train import epochs_in_process, training_device
 from emolab.tuning.pausing import paused_trial
 from emolab.tuning.space import configured
 
@@ -189,17 +189,12 @@ def robustness_of(settings: TrainSettings, weights: Mapping[str, torch.Tensor]) 
     return missing_rate_area(model.eval(), data.validation, data.manifest)
 
 
-def trial_device(settings: TrainSettings) -> torch.device:
-    """Where a trial of one worker trains, as ``epochs_in_process`` chooses it."""
-    return torch.device("cuda" if settings.workers.gpus and torch.cuda.is_available() else "cpu")
-
-
 def excess_over(settings: TrainSettings, limits: Mapping[str, float]) -> dict[str, float]:
     """By how much a configuration's model exceeds each limit; negative where it stays below."""
     if not limits:
         return {}
     data = load_training_data(Path(settings.data))
-    device = trial_device(settings)
+    device = training_device(settings)
     model = settings.model.build(data.manifest).to(device).eval()
     measures = {
         "parameters": lambda: float(sum(p.numel() for p in model.parameters() if p.requires_grad)),

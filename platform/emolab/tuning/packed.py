@@ -25,9 +25,8 @@ from emolab.tuning.pack import Answer, PackSettings, TrialPack
 from emolab.tuning.pausing import paused_trial
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import SHAPE_FREE
-from emolab.tuning.study import Draw, State, Study
+from emolab.tuning.study import SPENT, Draw, State, Study
 
-_SPENT = "the epoch budget was spent after epoch {}"
 _POLL_SECONDS = 1.0
 """How often hung processes are looked for, at the least."""
 
@@ -263,7 +262,7 @@ class PackedTrials:
         elif answer.reports and answer.reports[-1].finished:
             self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
         elif self._epochs_left() <= 0:
-            self._end(number, "PRUNED", reason=_SPENT.format(len(trial.curve)))
+            self._end(number, "PRUNED", reason=f"{SPENT} after epoch {len(trial.curve)}")
         elif new and len(trial.curve) in self._plan.rungs:  # a trial begun anew passes its old rungs unasked
             return self._passes(number)
         return number in self._running
@@ -287,7 +286,7 @@ class PackedTrials:
             self._end(number, "PRUNED", reason=f"pruned after epoch {len(self._running[number].curve)}")
         if self._epochs_left() <= 0:
             for number in self._halving.paused():
-                self._end(number, "PRUNED", reason=_SPENT.format(len(self._running[number].curve)))
+                self._end(number, "PRUNED", reason=f"{SPENT} after epoch {len(self._running[number].curve)}")
 
     def _end(self, number: int, state: State, *, reason: str = "", values: Sequence[float] = ()) -> None:
         trial = self._running.pop(number)

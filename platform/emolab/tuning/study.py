@@ -37,6 +37,7 @@ SCHEDULE = "schedule"
 """Trial attribute: where a population-based trial changed its parameters, the last ones last."""
 
 Objective = Literal["macro_f1", "robustness"]
+SPENT = "the epoch budget was spent"
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 _NAMES: dict[Objective, str] = {
     "macro_f1": "validation macro-F1",

@@ -21,7 +21,7 @@ from emolab.training.distributed import fit_distributed
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import configured
-from emolab.tuning.study import METRIC, State, Study
+from emolab.tuning.study import METRIC, SPENT, State, Study
 
 BASE = "base"
 """Key of a trial's configuration that holds the settings all trials share."""
@@ -87,7 +87,7 @@ class StudySearcher(Unsaved, Searcher):
         if result.get(FINISHED):
             return True
         if self.spent:
-            self._causes[trial_id] = "the epoch budget was spent"
+            self._causes[trial_id] = SPENT
         elif epoch in self._rungs and self._study.should_prune(number):
             self._causes[trial_id] = "pruned"
         return trial_id not in self._causes
