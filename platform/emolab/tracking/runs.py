@@ -19,6 +19,7 @@ from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
 from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal
+from emolab.tracking.sqlite_store import make_store
 from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tracker
 
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
@@ -85,12 +86,14 @@ class MLflowTracker(Tracker):
     """An experiment on an MLflow server or in an SQLite file."""
 
     def __init__(self, uri: str, experiment: str, *, artifacts: Path | None = None) -> None:
-        """Open the store; the first to open a fresh SQLite file creates its tables, so the driver must come first.
+        """Open the store; an SQLite file is made where there is none.
 
         Raises:
             UserError: the tracker cannot be reached.
         """
         self.uri = uri
+        if uri.startswith("sqlite:"):
+            make_store(uri, artifacts)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         try:
             location = artifacts.resolve().as_uri() if artifacts is not None else None
