@@ -55,7 +55,7 @@ def fit_distributed(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     data = Path(settings.data).resolve()
     datasets: dict[str, Any] = dict(shared_datasets(data, read_manifest(data)))
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker,
         train_loop_config={
             "settings": settings.model_dump(mode="json") | {"data": str(data)},
@@ -86,6 +86,17 @@ def fit_distributed(
             trainer.fit()
     except Exception as error:
         raise _cause(error) from error
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's, which leaves Ctrl-C to the job.
+
+    Its own handler waits for a controller that may have ended, begins a second Ray to ask for it, and stays in force
+    after the training. A job that is interrupted disconnects from Ray, and that ends controller and workers.
+    """
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Nothing: the interrupt reaches whoever waits for the training."""
 
 
 EPOCHS = "ray/epochs.jsonl"
