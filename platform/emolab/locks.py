@@ -1,4 +1,4 @@
-"""One process at a time on a study's folder; the second is told who is there."""
+"""One process at a time on a folder of results; the second is told who is there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from filelock import FileLock, Timeout
 from emolab.names import UserError
 from emolab.sessions.manifest import write_atomically
 
-LOCK = "study.lock"
+LOCK = "in-use.lock"
 HOLDER = "holder.json"
 
 
 @contextmanager
-def holding(folder: Path, *, what: str) -> Iterator[None]:
+def holding(folder: Path, *, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a folder for the length of the block. The system lets go of it when the process ends, however it ends.
+
+    Args:
+        what: the folder holds, for the refusal.
+        patience: seconds to wait for a process that is expected to end.
 
     Raises:
         UserError: another process holds it; the message names its process id and host.
@@ -27,10 +31,12 @@ def holding(folder: Path, *, what: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK), folder / HOLDER
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         who = holder.read_text() if holder.exists() else "unknown"
-        raise UserError(f"the {what} in {folder} is in use by another process ({who})") from None
+        raise UserError(
+            f"the {what} in {folder} is in use by another process ({who}): wait for its end, or choose another name"
+        ) from None
     try:
         write_atomically(holder, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
         yield

@@ -23,6 +23,7 @@ from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.theory import local_lipschitz
 from emolab.configuration import parse, validate
 from emolab.corpora.corpus import SessionReference, Split
+from emolab.locks import LOCK
 from emolab.names import UserError
 from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
 from emolab.reports.page import Measured
@@ -304,7 +305,7 @@ def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     analysis, lines = run(settings)
     assert any("early_fusion, seed 0" in line and "trained before" in line for line in lines)
     assert set(analysis.standings) == {"early_fusion", "late_fusion"}
-    with FileLock(tmp_path / "study" / "study.lock"), pytest.raises(UserError) as error:
+    with FileLock(tmp_path / "study" / LOCK), pytest.raises(UserError) as error:
         run(settings)
     one_line(error, "in use by another process", str(tmp_path))
     with pytest.raises(UserError) as error:

@@ -1,8 +1,10 @@
 """The one loop: equal runs are equal to the bit, however they are interrupted."""
 
 import hashlib
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,11 @@ import torch
 from torch import Tensor
 
 from emolab.checkpoint import CheckpointFolder
+from emolab.locks import holding
 from emolab.names import UserError
 from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import read_manifest
+from emolab.tracking.beginning import RECORD
 from emolab.tracking.runs import existing_tracker
 from emolab.tracking.tracker import MissingRunError
 from emolab.training.augmentation import add_noise, drop_steps
@@ -206,6 +210,39 @@ def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(toy
         train(settings_for(toy_data, tmp_path, seed=9).model_copy(update={"name": "mine"}))
     with pytest.raises(UserError, match="not allowed"):
         train(settings.model_copy(update={"name": "../evil"}))
+
+
+def test_one_process_at_a_time_trains_a_run_and_the_second_waits_where_it_is_told_to(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(toy_data, tmp_path, epochs=1)
+    folder = tmp_path / settings.run_name(read_manifest(toy_data).digest)
+    held = holding(folder, what="run")
+    held.__enter__()
+    with pytest.raises(UserError, match=rf"in use by another process .*{os.getpid()}"):
+        train(settings)
+    assert not (folder / "checkpoints").exists()
+    threading.Timer(1.0, lambda: held.__exit__(None, None, None)).start()
+    assert train(settings, patience=60.0).progress.finished
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": {}}', "\x00\xff"])
+def test_a_damaged_record_is_one_line_and_without_it_the_run_is_found_again(
+    toy_data: Path, tmp_path: Path, content: str
+) -> None:
+    settings = settings_for(toy_data, tmp_path, epochs=1)
+    trained = train(settings)
+    record = trained.folder / RECORD
+    record.write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"run\.json is damaged .* remove this file and run the same command again"
+    ) as e:
+        train(settings)
+    assert "\n" not in str(e.value)
+    record.unlink()
+    again = train(settings)
+    assert again.run_id == trained.run_id
+    assert again.progress.epoch == 1
 
 
 @pytest.mark.fault

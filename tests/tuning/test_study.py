@@ -337,6 +337,23 @@ def test_a_study_belongs_to_one_experiment(tmp_path: Path) -> None:
         Study(tmp_path / "study.db", "s", space=SPACE, objectives=("macro_f1", "robustness"))
 
 
+def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    assert study.draw_with({"sampler": "tpe", "seed": 0}, trials=2) == ""
+    finish(study, study.ask().number, 0.5)
+    assert study.draw_with({"sampler": "tpe", "seed": 0}, trials=2) == ""
+    said = study.draw_with({"sampler": "random", "seed": 0}, trials=2)
+    assert said == "so far its trials were made with sampler tpe, not random"
+    finish(study, study.ask().number, 0.5)
+    again = open_study(tmp_path)
+    assert again.draw_with({"sampler": "random", "seed": 0}, trials=2) == ""
+    with pytest.raises(
+        UserError, match=r"holds all its 2 trials, made with sampler random, not gp, with seed 0, not 1"
+    ):
+        again.draw_with({"sampler": "gp", "seed": 1}, trials=2)
+    assert again.draw_with({"sampler": "gp", "seed": 1}, trials=3) != ""
+
+
 @pytest.mark.fault
 def test_what_was_acknowledged_survives_a_sudden_death(tmp_path: Path) -> None:
     """The process ends by SIGKILL right after a trial became durable, with another one just begun."""

@@ -6,11 +6,9 @@ cell has failed for another reason (a lost process, a full disk) it stays closed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from rich.console import Console
@@ -19,7 +17,6 @@ from emolab.cluster import connected, require
 from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
-from emolab.redaction import redact
 from emolab.reports.comparison import comparison_files, standings_table
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.comparison_analysis import Analysis, analyse
@@ -29,7 +26,7 @@ from emolab.studies.comparison_search import check_searches, tuned_by_search
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
 from emolab.studies.test_split import openings
-from emolab.tracking.beginning import begin_once
+from emolab.tracking.beginning import folder_run
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -191,17 +188,11 @@ def _conclude(
 
 
 def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflowTracker) -> Run:
-    identity = settings.identity() | {"data": plan.manifest.digest}
-    record = plan.folder / "run.json"
-    known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    if known and known["identity"] != identity:
-        raise UserError(f"{plan.folder} holds a comparison with other settings or data: choose another name")
-    if known and known["tracker"] == redact(tracker.uri):
-        run = tracker.resume(known["run_id"])
-    else:
-        tags = code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"}
-        run = begin_once(tracker, plan.folder, identity, tags=tags)
-        run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json")
-        content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
-        write_atomically(record, json.dumps(content, indent=1).encode())
-    return run
+    return folder_run(
+        tracker,
+        plan.folder,
+        settings.identity() | {"data": plan.manifest.digest},
+        holds="a comparison with other settings or data",
+        describe=lambda run: run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json"),
+        tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"},
+    )

@@ -6,7 +6,6 @@ tested one is left alone, so a comparison that was killed goes on where it stopp
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from emolab.cluster import user_error
 from emolab.names import UserError
 from emolab.studies.test_split import checkpoint_digest, score_on_test_split
 from emolab.studies.theory import TheorySettings, record_theory
+from emolab.tracking.beginning import read_record
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.recipe import TrainSettings
@@ -155,6 +155,10 @@ def score_cells(
     return opened
 
 
+_DYING_SECONDS = 60.0
+"""A process that Ray has given up, or whose driver was killed, may hold its cell for so long."""
+
+
 def _train_cell(cell: Cell, place: Place) -> Trained:
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -162,7 +166,7 @@ def _train_cell(cell: Cell, place: Place) -> Trained:
     tags = {"emolab.kind": "cell", "emolab.model": cell.model, "emolab.seed": str(cell.seed)}
     try:
         with place.tracker() as tracker:
-            trained = train(cell.settings, tracker=tracker, parent=place.parent, tags=tags)
+            trained = train(cell.settings, tracker=tracker, parent=place.parent, tags=tags, patience=_DYING_SECONDS)
         digest = checkpoint_digest(trained.folder / "model")
     except UserError as error:
         return Trained(
@@ -233,8 +237,11 @@ def _result(reference: ray.ObjectRef) -> Any:
 
 def _known_run(cell: Cell) -> str:
     """Run id of a cell that failed, as ``train`` wrote it down before its first epoch."""
-    record = cell.folder / "run.json"
-    return json.loads(record.read_text())["run_id"] if record.exists() else ""
+    try:
+        record = read_record(cell.folder)
+    except UserError:  # what is damaged is said by the failure itself
+        return ""
+    return record["run_id"] if record else ""
 
 
 def _training_seconds(trained: TrainedModel) -> float:

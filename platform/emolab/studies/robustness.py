@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from emolab.configuration import Settings, to_yaml
 from emolab.corpora.corpus import Split
 from emolab.locks import holding
 from emolab.names import UserError, contained
-from emolab.redaction import redact
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
@@ -43,7 +41,7 @@ from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep
-from emolab.tracking.beginning import begin_once
+from emolab.tracking.beginning import folder_run
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -186,16 +184,16 @@ def _open_split(prepared: _Prepared, run: Run, tracker: MLflowTracker) -> SplitL
 
 
 def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
-    record, identity = prepared.folder / "run.json", _identity(prepared.plan)
-    known = json.loads(record.read_text()) if record.exists() else {}
-    if known and known["identity"] != identity:
-        raise UserError(f"{prepared.folder} holds a sweep of other models, cells or data: choose another name")
-    if known and known["tracker"] == redact(tracker.uri):
-        return tracker.resume(tracker.read(known["run_id"]).run_id)
-    run = begin_once(
+    def describe(run: Run) -> None:
+        run.log_text(to_yaml(settings), "config.yaml")
+        run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
+
+    return folder_run(
         tracker,
         prepared.folder,
-        {"sweep": identity},
+        {"sweep": _identity(prepared.plan)},
+        holds="a sweep of other models, cells or data",
+        describe=describe,
         tags=code_version()
         | {
             "emolab.kind": "robustness",
@@ -203,11 +201,6 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
             "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
         },
     )
-    run.log_text(to_yaml(settings), "config.yaml")
-    run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
-    content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
-    write_atomically(record, json.dumps(content).encode())
-    return run
 
 
 def _conclude(

@@ -10,16 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from emolab.cluster import cluster_gpus, connected, joins_cluster
+from emolab.locks import holding
 from emolab.registry.training import UNREACHED, progress_line, register_where_reached
 from emolab.reports.search import search_page
 from emolab.reports.search_figures import search_figures
-from emolab.sessions.manifest import Manifest, write_atomically
-from emolab.studies.dataset import dataset
+from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.studies.dataset import dataset, will_be_made
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.train import TrainedModel, train
-from emolab.tuning.plan import calibrate, plan_search, winner_name
-from emolab.tuning.search import SearchResult, search
+from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
+from emolab.tuning.search import SearchResult, search_in
 from emolab.tuning.settings import TuneSettings
 
 
@@ -43,6 +44,9 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
     Raises:
         UserError: anything the user can mend.
     """
+    check_search(settings)  # before Ray starts and data are made
+    if not will_be_made(settings.data, settings.prepare):
+        read_manifest(Path(settings.data))
     with connected(settings.cluster):
         if dataset(settings.data, settings.prepare, report=report, dry_run=dry_run) is None:
             return None
@@ -51,10 +55,11 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         if dry_run:
             report(calibrate(settings, plan))
             return None
-        tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
-        result = search(settings, tracker, report=report)
-        winner = _train_winner(result, tracker, report)
-    _conclude(settings, result, winner, tracker, report)
+        with holding(plan.folder, what="study"):
+            tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+            result = search_in(plan, settings, tracker, report=report)
+            winner = _train_winner(result, tracker, report)
+            _conclude(settings, result, winner, tracker, report)
     return winner
 
 

@@ -2,20 +2,90 @@
 
 The tracker chooses the id, so there is always an instant at which it has begun a run that nobody has written down.
 Therefore a key of our own is written down first; the run carries it as a tag, by which the next process finds it.
+Once the run is described, the folder's record says which run it is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from emolab.names import UserError
+from emolab.redaction import redact
 from emolab.sessions.manifest import canonical_json, write_atomically
-from emolab.tracking.tracker import Run, Tracker
+from emolab.tracking.tracker import MissingRunError, Run, Tracker
 
 KEY_FILE = "run.key"
+RECORD = "run.json"
+"""In a run's folder: what the run is of, and which run of which tracker it is."""
+
+
+def folder_run(
+    tracker: Tracker,
+    folder: Path,
+    identity: Mapping[str, Any],
+    *,
+    holds: str,
+    describe: Callable[[Run], None] = lambda _: None,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Run:
+    """The run of a folder: taken up again where it is recorded, else begun, described, and then recorded.
+
+    A run that was deleted in the tracker is begun anew: the folder holds all that the tracker is told.
+
+    Args:
+        identity: plain values that say what the run is of; a folder belongs to one identity for ever.
+        holds: what the folder holds where its identity is another one, for the refusal.
+        describe: writes what every run has from its beginning. May be called again, for a run whose process was killed
+            before it was recorded.
+
+    Raises:
+        UserError: the folder belongs to something else, or its record is damaged.
+    """
+    known = read_record(folder)
+    if known is not None:
+        if known["identity"] != identity:
+            raise UserError(f"{folder} holds {holds}: choose another name")
+        if known["tracker"] == redact(tracker.uri):
+            with suppress(MissingRunError):
+                return tracker.resume(known["run_id"])
+    run = begin_once(tracker, folder, identity, parent=parent, tags=tags)
+    describe(run)
+    write_record(folder, {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)})
+    return run
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of its run; None where it has none yet.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = folder / RECORD
+    if not file.exists():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        known, reason = None, str(error)
+    else:
+        reason = "not the record of a run"
+    if not isinstance(known, dict) or not {"identity", "run_id", "tracker"} <= known.keys():
+        raise UserError(
+            f"{file} is damaged ({reason}): remove this file and run the same command again, which finds the run"
+        )
+    return known
+
+
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Say which run a folder's is."""
+    write_atomically(folder / RECORD, json.dumps(content, indent=1).encode())
 
 
 def begin_once(
@@ -36,7 +106,7 @@ def begin_once(
 
 def _key(file: Path, identity: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
-    if file.exists() and (known := file.read_text(encoding="utf-8")).startswith(f"{digest}-"):
+    if file.exists() and (known := file.read_text(encoding="utf-8", errors="replace")).startswith(f"{digest}-"):
         return known
     # Also random: a folder that was removed and made again is not the one whose run the tracker may still hold.
     key = f"{digest}-{secrets.token_hex(12)}"

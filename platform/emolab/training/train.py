@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,22 @@ from emolab import checkpoint
 from emolab.checkpoint import Checkpoint, Checkpoints
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import to_yaml
+from emolab.locks import holding
 from emolab.names import UserError, contained
-from emolab.redaction import redact, redacted
+from emolab.redaction import redacted
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.tracking.beginning import begin_once
+from emolab.tracking.beginning import folder_run, read_record, write_record
 from emolab.tracking.provenance import code_version
-from emolab.tracking.tracker import MissingRunError, Run, Tracker
+from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
 
-RECORD = "run.json"
-"""In a run's folder: which configuration it belongs to, and which run of which tracker it is."""
 TOLD = "told"
-"""Key of the record that is true once the tracker has all of a finished run."""
+"""Key of a run's record that is true once the tracker has all of a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +56,16 @@ def train(
     tags: dict[str, str] | None = None,
     report: Callable[[EpochReport], None] = lambda _: None,
     cluster: ClusterSettings | None = None,
+    patience: float = 0.0,
 ) -> TrainedModel:
     """Train, or go on with, the run that the settings name.
 
     Args:
         report: told of every epoch, in this process, whoever trains.
+        patience: seconds to wait where another process, which is expected to end, trains this run.
 
     Raises:
-        UserError: unusable data, configuration or cluster.
+        UserError: unusable data, configuration or cluster; another process trains this run.
         NonFiniteLossError: the loss became NaN; the run is marked FAILED with epoch and step.
     """
     manifest = read_manifest(Path(settings.data))
@@ -76,8 +75,25 @@ def train(
 
         tracker = open_tracker(**settings.tracking.model_dump(), output=output)
     folder = contained(output, settings.run_name(manifest.digest), what="run name")
+    with holding(folder, what="run", patience=patience):
+        return _train(
+            settings, manifest, folder, tracker, parent=parent, tags=tags or {}, report=report, cluster=cluster
+        )
+
+
+def _train(
+    settings: TrainSettings,
+    manifest: Manifest,
+    folder: Path,
+    tracker: Tracker,
+    *,
+    parent: str | None,
+    tags: dict[str, str],
+    report: Callable[[EpochReport], None],
+    cluster: ClusterSettings | None,
+) -> TrainedModel:
     checkpoints = run_checkpoints(settings.checkpoints, folder, settings.key(manifest.digest))
-    run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags or {})
+    run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags)
     finished = _finished(folder, checkpoints)
     if finished is not None:
         return TrainedModel(
@@ -164,36 +180,28 @@ def _claim(
     tags: dict[str, str],
 ) -> Run:
     """Begin or resume the run of a folder; a folder belongs to one configuration for ever."""
-    identity = settings.identity() | {"dataset": manifest.digest}
-    record = folder / RECORD
-    if record.exists():
-        known: dict[str, Any] = json.loads(record.read_text())
-        if known["identity"] != identity:
-            raise UserError(f"{folder} holds a run with another configuration: choose another name")
-        if known["tracker"] == redact(tracker.uri):
-            # Deleted there, it is begun anew: the checkpoints hold all that the tracker is told.
-            with suppress(MissingRunError):
-                return tracker.resume(known["run_id"])
-    run = begin_once(
+
+    def describe(run: Run) -> None:
+        parameters = flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count}
+        run.log_parameters(redacted(parameters))
+        run.log_text(to_yaml(settings), "config.yaml")
+        run.log_text(manifest.model_dump_json(indent=1), "dataset.json")
+        write_atomically(folder / "config.yaml", to_yaml(settings).encode())
+
+    return folder_run(
         tracker,
         folder,
-        identity,
+        settings.identity() | {"dataset": manifest.digest},
+        holds="a run with another configuration",
+        describe=describe,
         parent=parent,
         tags=code_version() | {"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
     )
-    parameters = flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count}
-    run.log_parameters(redacted(parameters))
-    run.log_text(to_yaml(settings), "config.yaml")
-    run.log_text(manifest.model_dump_json(indent=1), "dataset.json")
-    write_atomically(folder / "config.yaml", to_yaml(settings).encode())
-    content = {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)}
-    write_atomically(record, json.dumps(content, indent=1).encode())
-    return run
 
 
 def _finished(folder: Path, checkpoints: Checkpoints) -> Progress | None:
     """How a run ended whose kept weights are there and undamaged; None where there is work left."""
-    if not (folder / "model" / checkpoint.MANIFEST).exists() or not json.loads((folder / RECORD).read_text()).get(TOLD):
+    if not (folder / "model" / checkpoint.MANIFEST).exists() or not (read_record(folder) or {}).get(TOLD):
         return None
     progress = _newest(folder, checkpoints).progress
     checkpoint.load(folder / "model")
@@ -202,8 +210,7 @@ def _finished(folder: Path, checkpoints: Checkpoints) -> Progress | None:
 
 def _note_told(folder: Path) -> None:
     """Remember that the tracker was told everything: a run that is killed before that tells it again."""
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-    write_atomically(folder / RECORD, json.dumps(record | {TOLD: True}, indent=1).encode())
+    write_record(folder, (read_record(folder) or {}) | {TOLD: True})
 
 
 def _newest(folder: Path, checkpoints: Checkpoints) -> Outcome:

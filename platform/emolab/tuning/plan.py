@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,14 +77,14 @@ class SearchPlan:
         )
 
 
-def plan_search(settings: TuneSettings) -> SearchPlan:
-    """Check a search against its files and the cluster, without starting anything.
+def check_search(settings: TuneSettings) -> SearchSpace:
+    """Check what can be known of a search without its data and the cluster.
 
     Raises:
         UserError: the first thing that does not fit.
     """
     tuning, training = settings.tuning, settings.training
-    manifest = read_manifest(Path(settings.data))
+    _check_output(Path(settings.output))
     space = read_space(Path(tuning.space), settings.base())
     check_methods(
         tuning.sampler,
@@ -96,8 +97,20 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         epochs=training.epochs,
         trials=tuning.trials,
     )
-    _check_workers(settings)
     _check_limits(settings)
+    return space
+
+
+def plan_search(settings: TuneSettings) -> SearchPlan:
+    """Check a search against its files and the cluster, without starting anything.
+
+    Raises:
+        UserError: the first thing that does not fit.
+    """
+    tuning, training = settings.tuning, settings.training
+    manifest = read_manifest(Path(settings.data))
+    space = check_search(settings)
+    _check_workers(settings)
     needs = _resources(settings.workers, settings.workers.count)
     room = fitting(_resources(settings.workers, 1)) // settings.workers.count
     final_workers = max(settings.workers.count, tuning.final_workers or min(4, room * settings.workers.count))
@@ -230,6 +243,14 @@ def _check_workers(settings: TuneSettings) -> None:
         )
 
 
+def _check_output(output: Path) -> None:
+    place = output.resolve()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--output {output}: {place} is not a folder that can be written to: name another")
+
+
 def _check_limits(settings: TuneSettings) -> None:
     """Refuse limits of a search that Ray Tune's loop would not keep."""
     tuning = settings.tuning
@@ -252,9 +273,19 @@ def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
     return {"CPU": count * workers.cpus} | ({"GPU": float(count * workers.gpus)} if workers.gpus else {})
 
 
+def methods(settings: TuneSettings) -> dict[str, Any]:
+    """What draws and stops the trials; a study that was given a name may go on by another method."""
+    tuning = settings.tuning
+    chosen: dict[str, Any] = {"sampler": tuning.sampler, "scheduler": tuning.stopping, "seed": tuning.seed}
+    if tuning.stopping in ("asha", "halving", "hyperband", "median"):
+        chosen["grace_epochs"] = tuning.grace_epochs
+    if tuning.stopping in ("asha", "halving", "hyperband"):
+        chosen["reduction_factor"] = tuning.reduction_factor
+    return chosen
+
+
 def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> dict[str, Any]:
-    """What all trials of a study share. The budget, the sampler and the scheduler may change between calls: a study
-    can be extended."""
+    """What all trials of a study share, whatever draws and stops them."""
     tuning, limits = settings.tuning, settings.tuning.constraints.limits()
     objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": list(tuning.objectives)}
     shared = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
@@ -277,7 +308,8 @@ def _check_length(name: str, trials: int) -> None:
 
 
 def _name(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> str:
-    """The given name, or one that equal searches on equal data share."""
+    """The given name, or one that searches of one experiment by one method share, whatever their budget."""
     if settings.name:
         return settings.name
-    return f"search-{Path(settings.tuning.space).stem}-{fingerprint(experiment(settings, space, manifest))}"
+    shared = experiment(settings, space, manifest) | {"methods": methods(settings)}
+    return f"search-{Path(settings.tuning.space).stem}-{fingerprint(shared)}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +11,16 @@ import yaml
 from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError
-from emolab.redaction import redact, redacted
+from emolab.redaction import redacted
 from emolab.sessions.manifest import Manifest, write_atomically
-from emolab.tracking.beginning import begin_once
+from emolab.tracking.beginning import folder_run
 from emolab.tracking.provenance import code_version
-from emolab.tracking.tracker import MissingRunError, Run, Tracker
+from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
 from emolab.tuning.methods import make_pruner, make_sampler
-from emolab.tuning.plan import SearchPlan, experiment, plan_search
+from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
 from emolab.tuning.running import run_trials
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
@@ -59,16 +57,30 @@ def search(settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], 
     """
     plan = plan_search(settings)
     with holding(plan.folder, what="study"):
-        study = _open(settings, plan)
-        run = _parent_run(settings, plan, tracker)
-        requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
-        done = study.finished()
-        if requeued or done:
-            report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
-        run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
-        _require_completed(study, run)
-        finalists = _final(settings, plan, study, tracker, run, report)
-        return _result(settings, plan, study, run, finalists)
+        return search_in(plan, settings, tracker, report=report)
+
+
+def search_in(
+    plan: SearchPlan, settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], None]
+) -> SearchResult:
+    """A search whose folder this process holds; what follows it can be done before another process may go on.
+
+    Raises:
+        UserError: as ``search``.
+    """
+    study = _open(settings, plan)
+    drawn_otherwise = study.draw_with(methods(settings), trials=plan.trials)
+    if drawn_otherwise:
+        report(drawn_otherwise)
+    run = _parent_run(settings, plan, tracker)
+    requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
+    done = study.finished()
+    if requeued or done:
+        report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
+    run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
+    _require_completed(study, run)
+    finalists = _final(settings, plan, study, tracker, run, report)
+    return _result(settings, plan, study, run, finalists)
 
 
 def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
@@ -123,25 +135,20 @@ def _final(
 
 
 def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> Run:
-    record = plan.folder / "run.json"
-    if record.exists():
-        known = json.loads(record.read_text())
-        if known["tracker"] == redact(tracker.uri):
-            with suppress(MissingRunError):  # deleted there, it is begun anew: the study holds all that it is told
-                return tracker.resume(known["run_id"])
-    run = begin_once(
+    def describe(run: Run) -> None:
+        run.log_text(to_yaml(settings), "config.yaml")
+        run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
+        tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
+        run.log_parameters(redacted({f"tuning.{key}": value for key, value in tuning.items()}))
+
+    return folder_run(
         tracker,
         plan.folder,
         {"dataset": plan.manifest.digest},
+        holds="a search on other data",
+        describe=describe,
         tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
     )
-    run.log_text(to_yaml(settings), "config.yaml")
-    run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
-    tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
-    run.log_parameters(redacted({f"tuning.{key}": value for key, value in tuning.items()}))
-    content = {"run_id": run.run_id, "tracker": redact(tracker.uri)}
-    write_atomically(record, json.dumps(content).encode())
-    return run
 
 
 def _require_completed(study: Study, run: Run) -> None:

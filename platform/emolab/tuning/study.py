@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from emolab.names import UserError
+from emolab.tuning.claims import claim, draw_with
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
 
@@ -28,8 +28,6 @@ REASON = "reason"
 INTERRUPTED = "interrupted"
 PAUSED = "paused"
 """Trial attribute: the epoch at which a running trial waited last for its turn."""
-MADE_WITH = "made_with"
-"""Study attribute: what all its trials share."""
 CURVES = "curves"
 """Trial attribute: the metrics of every epoch, so that a tracker can be filled from the study alone."""
 
@@ -114,29 +112,12 @@ class Study:
         self._paused: set[int] = set()
 
     def claim(self, made_with: Mapping[str, Any]) -> None:
-        """Say what the trials of this study share; a study belongs to one experiment for ever.
+        """Say what the trials of this study share, as ``claims.claim`` does."""
+        claim(self._study, made_with)
 
-        Args:
-            made_with: flat, of plain values.
-
-        Raises:
-            UserError: it was begun with something else.
-        """
-        known = self._study.user_attrs.get(MADE_WITH)
-        if known is None:
-            self._study.set_user_attr(MADE_WITH, dict(made_with))
-            return
-        other = sorted(key for key in known.keys() & made_with.keys() if known[key] != made_with[key])
-        stray = sorted(known.keys() ^ made_with.keys())
-        if other:
-            how = f"with {other[0]} {known[other[0]]}, not {made_with[other[0]]}"
-        elif stray:
-            how = f"{'with' if stray[0] in known else 'without'} {stray[0]}"
-        else:
-            return
-        differing = len(other) + len(stray)
-        more = f" (and {differing - 1} more differ)" if differing > 1 else ""
-        raise UserError(f"the study {self.name} was made {how}{more}: choose another name")
+    def draw_with(self, methods: Mapping[str, Any], *, trials: int) -> str:
+        """Say what draws and stops the trials from here on, as ``claims.draw_with`` does."""
+        return draw_with(self._study, methods, finished=self.finished(), trials=trials)
 
     def use_sampler(self, sampler: BaseSampler) -> None:
         """Draw with another sampler from here on."""

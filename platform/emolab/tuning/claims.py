@@ -1,0 +1,72 @@
+"""What a study was made with: one experiment for ever, and the methods that drew its trials, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from emolab.names import UserError
+
+MADE_WITH = "made_with"
+"""Study attribute: what all its trials share."""
+METHODS = "methods"
+"""Study attribute: the methods that drew and stopped its trials, each with the number that had finished before it."""
+AFTER = "after"
+
+
+def claim(study: optuna.Study, made_with: Mapping[str, Any]) -> None:
+    """Say what the trials of this study share; a study belongs to one experiment for ever.
+
+    Args:
+        made_with: flat, of plain values.
+
+    Raises:
+        UserError: it was begun with something else.
+    """
+    known = study.user_attrs.get(MADE_WITH)
+    if known is None:
+        study.set_user_attr(MADE_WITH, dict(made_with))
+        return
+    differing = _differences(known, made_with)
+    if differing:
+        more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
+        raise UserError(f"the study {study.study_name} was made {differing[0]}{more}: choose another name")
+
+
+def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int, trials: int) -> str:
+    """Say what draws and stops the trials of this study from here on. A study may go on by another method.
+
+    Args:
+        methods: flat, of plain values.
+        finished: trials that the study holds.
+        trials: that it shall hold.
+
+    Returns:
+        A sentence where the methods are others than before, else nothing.
+
+    Raises:
+        UserError: they are others, and no trial is left for them: the result would be taken for theirs.
+    """
+    name, known = study.study_name, study.user_attrs.get(METHODS, [])
+    last = {key: value for key, value in known[-1].items() if key != AFTER} if known else None
+    if last == methods:
+        return ""
+    differing = _differences(last, methods) if last is not None else []
+    if differing and finished >= trials:
+        raise UserError(
+            f"the study {name} holds all its {finished} trials, made {', '.join(differing)}: "
+            "choose another name, or set tuning.trials higher to go on this way"
+        )
+    study.set_user_attr(METHODS, [*known, {**methods, AFTER: finished}])
+    return f"so far its trials were made {', '.join(differing)}" if differing and finished else ""
+
+
+def _differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """How what is known differs from what is given, values first."""
+    other = sorted(key for key in known.keys() & given.keys() if known[key] != given[key])
+    stray = sorted(known.keys() ^ given.keys())
+    return [f"with {key} {known[key]}, not {given[key]}" for key in other] + [
+        f"{'with' if key in known else 'without'} {key}" for key in stray
+    ]
