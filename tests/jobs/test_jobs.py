@@ -148,29 +148,38 @@ def test_a_dry_run_starts_nothing(smoke: Smoke, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+STOPPED = {
+    "tune": ("trial ", ["--preset", "smoke", "tuning.trials=200"]),
+    "train": ("epoch ", ["--preset", "smoke", "workers.count=2", "training.epochs=500", "training.patience=500"]),
+}
+"""What a job says once it is at work, and how it is called so that there is much of it."""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("job", STOPPED)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_no_process(
-    number: signal.Signals, status: int, smoke: Smoke, tmp_path: Path
+    number: signal.Signals, status: int, job: str, smoke: Smoke, tmp_path: Path
 ) -> None:
     """Ray, Kubernetes and batch systems stop a job with SIGTERM, people with Ctrl-C."""
     (tmp_path / "data").symlink_to(smoke[0] / "data")
-    space = str(REPOSITORY / "search_spaces" / "paper.yaml")
-    call, environment = command("tune", "--preset", "smoke", f"tuning.space={space}", "tuning.trials=200")
+    (tmp_path / "search_spaces").symlink_to(REPOSITORY / "search_spaces")
+    at_work, arguments = STOPPED[job]
+    call, environment = command(job, *arguments)
     # Ctrl-C reaches every process of a terminal; here only the job gets it, and must end the others itself.
     with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:  # fmt: skip
         assert process.stdout and process.stderr
         for line in process.stdout:
-            if line.startswith("trial "):
+            if line.startswith(at_work):
                 process.send_signal(number)
                 break
         _, errors = process.communicate(timeout=120)
     assert process.returncode == status, errors[-3000:]
-    (line,) = [line for line in errors.splitlines() if line.strip()]
-    assert line == "interrupted: run the same command again to continue"
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert lines == ["interrupted: run the same command again to continue"]
     deadline = time.monotonic() + 30  # those that it told to end may take a moment
     while (left := _session(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
