@@ -14,7 +14,7 @@ from emolab.training.recipe import TrainSettings
 
 def main() -> None:
     settings, dry_run = parse(TrainSettings, sys.argv[1:], description=__doc__ or "")
-    train_and_register(settings, dry_run=dry_run, report=print)
+    train_and_register(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_no_process(
     call, environment = command(job, *arguments)
     # Ctrl-C reaches every process of a terminal; here only the job gets it, and must end the others itself.
     with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment | {"PYTHONUNBUFFERED": "1"},
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:  # fmt: skip
         assert process.stdout and process.stderr
