@@ -209,6 +209,21 @@ def test_a_folder_and_a_name_belong_to_one_sweep_and_one_process(
 
 
 @pytest.mark.fault
+@pytest.mark.ray
+def test_a_sweep_that_was_deleted_in_the_tracker_is_recorded_anew(finished: Finished, trained: Trained) -> None:
+    settings, results, _ = finished
+    trained.tracker.client.delete_run(results.run_id)
+    try:
+        lines: list[str] = []
+        again = robustness(settings, dry_run=False, report=lines.append)
+        assert again is not None
+        assert again.run_id != results.run_id
+        assert trained.tracker.read(again.run_id).metrics == trained.tracker.read(results.run_id).metrics
+    finally:  # as others expect it
+        trained.tracker.client.restore_run(results.run_id)
+
+
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_that_fails_is_one_line_and_its_run_is_closed(

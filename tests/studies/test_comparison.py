@@ -271,9 +271,6 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     assert "1 of these models were trained after" in (tmp_path / "study" / "report.html").read_text()
 
 
-@pytest.mark.scenario
-@pytest.mark.ray
-@pytest.mark.slow
 def test_what_was_trained_before_is_no_time_that_is_left(toy_data: Path, tmp_path: Path) -> None:
     settings = settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", seeds=[0, 1, 2])
     cells = [settings.cell("early_fusion", seed, tmp_path) for seed in settings.seeds]
@@ -285,6 +282,9 @@ def test_what_was_trained_before_is_no_time_that_is_left(toy_data: Path, tmp_pat
     assert str(remaining) == "; about 30 s left"
 
 
+@pytest.mark.scenario
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
 ) -> None:
@@ -311,6 +311,12 @@ def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     with pytest.raises(UserError) as error:
         run(settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", training={"epochs": 2}))
     one_line(error, "choose another name")
+    (deleted,) = tracker.find("emolab.kind", "comparison")
+    tracker.client.delete_run(deleted)
+    anew, lines = run(settings)
+    assert anew.comparison.run_id != deleted
+    assert tracker.find("emolab.kind", "comparison") == [anew.comparison.run_id]
+    assert sum("trained before" in line for line in lines) == 2
 
 
 @pytest.mark.scenario
