@@ -1,37 +1,39 @@
 """G7: how many epochs a search needs to find what the full grid finds.
 
-    python benchmarks/search_efficiency.py                      # about two hours
+    python benchmarks/search_efficiency.py                      # about two hours; the same command goes on
     python benchmarks/search_efficiency.py --quick              # one seed
     python benchmarks/search_efficiency.py --validation 300     # fewer sessions to choose by: luck decides more
-    python benchmarks/search_efficiency.py --first-decision 3   # three times as many epochs
+    python benchmarks/search_efficiency.py --arms halving later --first-seed 100    # two designs, on other seeds
 
 For each of five seeds (of training and of the sampler), on EduSim and a small Edu-EmotionNet, over the ranges of
 search_spaces/paper.yaml:
 
 - `grid`: all 27 points of a 3 x 3 x 3 grid, the ends and middles of those ranges, each trained for 27 epochs, the
   textbook way: 729 epochs (nine points in one fused step, which is faster and draws dropout by streams of its own);
-- `search`: TPE with successive halving over the ranges: 27 trials, 9, 3 and 1 of which go on after epochs 1, 3 and 9:
+- `halving`: TPE with successive halving over the ranges: 27 trials, 9, 3 and 1 of which go on after epochs 1, 3 and 9:
   81 epochs;
+- `later`: the same with fewer trials that are judged later: 12, of which 4 and 1 go on after epochs 3 and 9: 78 epochs;
 - `asha`: TPE with asynchronous halving that never pauses a trial, as many trials as 81 epochs allow.
 
 Two validation macro-F1 are compared. `best` is the highest score that each came across. It holds the luck of the one
-training that reached it, and the more trainings are finished, the more luck: the grid finishes 27 and the search one,
+training that reached it, and the more trainings are finished, the more luck: the grid finishes 27 and a search one,
 so that the grid's would be higher even if every configuration were as good as any other. There are two kinds of that
 luck: in which weights a training ends with, and in which sessions it is scored on. The second is made small here, by
-3,000 validation sessions beside 1,400 to train on. `retrained` is what a search
-is asked for, the quality of the configuration that it chose: the mean of three trainings with seeds that no search
-used. The claim, for each: a search's mean over the seeds is not below the grid's by more than one standard error of
-the paired differences, at no more than a ninth of the grid's epochs. All see the same sessions, and none sees the test
-split. Writes JSON, by default benchmarks/results/search_efficiency.json.
+3,000 validation sessions beside 1,400 to train on. `retrained` is what a search is asked for, the quality of the
+configuration that it chose: the mean of three trainings with seeds that no search used. The claim, for each: a search's
+mean over the seeds is not below the grid's by more than one standard error of the paired differences, at no more than a
+ninth of the grid's epochs. All see the same sessions, and none sees the test split. Writes JSON, by default
+benchmarks/results/search_efficiency.json, after every arm; what is there of the same sizes is not run again.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,25 +59,28 @@ from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FACTOR = 3
 SHARE = 9
-"""The search may spend one epoch for so many of the grid's."""
+"""A search may spend one epoch for so many of the grid's."""
 STEPS = 26
 """Of an epoch."""
+EPOCHS = 27
 RETRAININGS, FRESH = 3, 1000
-TRIALS = 27
-MANY = 80
-"""Trials; more than the epochs allow."""
 SPACE = "search_spaces/paper.yaml"
+Found = dict[str, dict[str, dict[str, float]]]
+"""Arm -> seed -> what came of it."""
 LEVELS: dict[str, list[float]] = {
     "training.learning_rate": [1e-4, 1e-3, 1e-2],
     "training.kl_weight": [1e-3, 0.0316, 1.0],
     "model.dropout": [0.0, 0.25, 0.5],
 }
+POINTS = math.prod(map(len, LEVELS.values()))
+BUDGET = POINTS * EPOCHS // SHARE
+_HALVING = {"sampler": "tpe", "scheduler": "halving", "reduction_factor": 3, "epoch_budget": BUDGET}
 ARMS: dict[str, dict[str, Any]] = {
-    "grid": {"sampler": "grid", "scheduler": "none", "trials": TRIALS, "fused": 9},
-    "search": {"sampler": "tpe", "scheduler": "halving", "trials": TRIALS},
-    "asha": {"sampler": "tpe", "scheduler": "asha", "trials": MANY},
+    "grid": {"sampler": "grid", "scheduler": "none", "trials": POINTS, "fused": 9},
+    "halving": _HALVING | {"trials": 27, "grace_epochs": 1},
+    "later": _HALVING | {"trials": 12, "grace_epochs": 3},
+    "asha": _HALVING | {"trials": 80, "grace_epochs": 1, "scheduler": "asha"},  # more than the epochs allow
 }
 
 
@@ -85,11 +90,8 @@ def write_grid(folder: Path) -> None:
     (folder / "grid.yaml").write_text(yaml.safe_dump({"parameters": grid}))
 
 
-def run(arm: str, seed: int, folder: Path, *, first_decision: int, batch: int) -> dict[str, float]:
+def run(arm: str, seed: int, folder: Path, *, batch: int) -> dict[str, float]:
     """One search from nothing: the best score it found and the epochs it took."""
-    epochs = first_decision * FACTOR**3
-    halving = {} if arm == "grid" else {"grace_epochs": first_decision, "reduction_factor": FACTOR}
-    budget = {} if arm == "grid" else {"epoch_budget": TRIALS * epochs // SHARE}
     settings = TuneSettings.model_validate(
         {
             "data": str(folder / "data"),
@@ -97,16 +99,14 @@ def run(arm: str, seed: int, folder: Path, *, first_decision: int, batch: int) -
             "name": f"{arm}-{seed}",
             "model": {"d_model": 16, "layers": 1, "heads": 2},
             "training": {
-                "epochs": epochs,
+                "epochs": EPOCHS,
                 "batch_size": batch,
                 "warmup_epochs": 0,
                 "decay_epochs": [],
-                "patience": epochs,
+                "patience": EPOCHS,
                 "seed": seed,
             },
             "tuning": ARMS[arm]
-            | halving
-            | budget
             | {
                 "space": str(folder / "grid.yaml" if arm == "grid" else REPOSITORY / SPACE),
                 "seed": seed,
@@ -154,36 +154,51 @@ def sessions_for(training: int, validation: int) -> SomeOfEduSim:
     )
 
 
-def measure(seeds: int, folder: Path, *, first_decision: int, training: int, validation: int) -> dict[str, Any]:
-    manifest = prepare(
-        sessions_for(training, validation), folder / "data", seed=0, shard_sessions=64, report=lambda _: None
-    )
-    assert [manifest.splits[split].sessions for split in SPLITS] == [training, validation, 0]
+def measure(arms: Sequence[str], seeds: Sequence[int], sizes: Mapping[str, int], output: Path, folder: Path) -> None:
+    """Run what the record does not hold yet, and write it down after every arm."""
+    found = earlier(output, sizes)
+    manifest = prepare(sessions_for(**sizes), folder / "data", seed=0, shard_sessions=64, report=lambda _: None)
+    assert [manifest.splits[split].sessions for split in SPLITS] == [sizes["training"], sizes["validation"], 0]
     write_grid(folder)
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for seed in range(seeds):
-        for arm in ARMS:
-            found[arm].append(run(arm, seed, folder, first_decision=first_decision, batch=math.ceil(training / STEPS)))
-            print(f"seed {seed} {arm}: {found[arm][-1]}", flush=True)
-    return report(found)
+    for seed in seeds:
+        for arm in arms:
+            runs = found.setdefault(arm, {})
+            if str(seed) not in runs:
+                runs[str(seed)] = run(arm, seed, folder, batch=math.ceil(sizes["training"] / STEPS))
+                write_record(output, {"sessions": sizes, "found": found, "result": report(found), **where()})
+            print(f"seed {seed} {arm}: {runs[str(seed)]}", flush=True)
 
 
-def report(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    gains = {
-        what: {arm: gain_over(found["grid"], found[arm], what) for arm in ARMS if arm != "grid"}
-        for what in ("best", "retrained")
-    }
-    most = max(mine["epochs"] / theirs["epochs"] for mine, theirs in zip(found["search"], found["grid"], strict=True))
-    return {
-        "seeds": found,
-        "means": {
-            what: {arm: statistics.fmean(run[what] for run in runs) for arm, runs in found.items()} for what in gains
-        },
-        "gain_over_grid": gains,
-        "largest_share_of_epochs": most,
-        "target": 1 / SHARE,
-        "met": {what: not_below(arms["search"]) and most <= 1 / SHARE for what, arms in gains.items()},
-    }
+def earlier(output: Path, sizes: Mapping[str, int]) -> Found:
+    """What a record of the same sizes holds, by arm and seed."""
+    if not output.exists():
+        return {}
+    known = json.loads(output.read_text())
+    return known["found"] if known.get("sessions") == sizes else {}
+
+
+def where() -> dict[str, Any]:
+    return {"environment": environment(ray=ray.__version__, optuna=optuna.__version__)}
+
+
+def report(found: Found) -> dict[str, Any]:
+    """Every arm against the grid, over the seeds that both have."""
+    grid, compared = found.get("grid", {}), {}
+    for arm, runs in found.items():
+        seeds = sorted(grid.keys() & runs.keys(), key=int)
+        if arm == "grid" or not seeds:
+            continue
+        pairs = [(runs[seed], grid[seed]) for seed in seeds]
+        share = max(mine["epochs"] / theirs["epochs"] for mine, theirs in pairs)
+        compared[arm] = {"seeds": seeds, "largest_share_of_epochs": share, "target": 1 / SHARE}
+        for what in ("best", "retrained"):
+            gain = gain_over([theirs for _, theirs in pairs], [mine for mine, _ in pairs], what)
+            compared[arm][what] = gain | {
+                "grid": statistics.fmean(theirs[what] for _, theirs in pairs),
+                "search": statistics.fmean(mine[what] for mine, _ in pairs),
+                "met": not_below(gain) and share <= 1 / SHARE,
+            }
+    return compared
 
 
 def gain_over(grid: list[dict[str, float]], runs: list[dict[str, float]], what: str) -> dict[str, float]:
@@ -199,33 +214,28 @@ def not_below(gain: dict[str, float]) -> bool:
 
 def main(given: list[str] | None = None) -> None:
     parser = parser_for("Epochs of a search against the full grid.", "search_efficiency", "one seed")
-    parser.add_argument("--first-decision", type=int, default=1, help="epochs before it; a trial has 27 times as many")
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=", ".join(ARMS)
+    )
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--training", type=int, default=1400, help="sessions to train on")
     parser.add_argument("--validation", type=int, default=3000, help="sessions to choose by")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
+    seeds = range(options.first_seed, options.first_seed + (1 if options.quick else 5))
+    sizes = {"training": options.training, "validation": options.validation}
     with tempfile.TemporaryDirectory(prefix="search-", ignore_cleanup_errors=True) as name:
         os.environ["RAY_TMPDIR"] = name
         with connected(ClusterSettings(address="local", cpus=1)):
-            seeds = 1 if options.quick else 5
-            sizes = {"training": options.training, "validation": options.validation}
-            result = measure(seeds, Path(name), first_decision=options.first_decision, **sizes)
-    for what, arms in result["gain_over_grid"].items():
-        print(f"{what}: grid {result['means'][what]['grid']:.4f}")
-        for arm, gain in arms.items():
-            figures = f"{gain['mean']:+.4f} (s.e. {gain['standard_error']:.4f})"
-            print(f"{what}: {arm} {result['means'][what][arm]:.4f}, over the grid {figures}")
-    share = f"{result['largest_share_of_epochs']:.3f} of the epochs (target {result['target']:.3f})"
-    print(f"search took {share}, met: {result['met']}")
-    machine = environment(ray=ray.__version__, optuna=optuna.__version__)
-    content = {
-        "quick": options.quick,
-        "first_decision": options.first_decision,
-        "sessions": sizes,
-        "environment": machine,
-        "result": result,
-    }
-    write_record(options.output, content)
+            measure(options.arms, seeds, sizes, options.output, Path(name))
+    for arm, compared in report(earlier(options.output, sizes)).items():
+        for what in ("best", "retrained"):
+            gain = compared[what]
+            print(
+                f"{arm}, {what}: {gain['search']:.4f} against the grid's {gain['grid']:.4f}, {gain['mean']:+.4f} "
+                f"(s.e. {gain['standard_error']:.4f}) over {len(compared['seeds'])} seeds, "
+                f"{compared['largest_share_of_epochs']:.3f} of the epochs, met: {gain['met']}"
+            )
 
 
 if __name__ == "__main__":

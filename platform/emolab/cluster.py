@@ -134,6 +134,8 @@ _USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__nam
 
 def _prepare_environment() -> None:
     os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "120")  # an error instead of a hang
+    # Tune's own handler ends its loop as if all trials were done, and the job would go on with what there is.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     import ray.data  # half a second that workers do not need
 
     context = ray.data.DataContext.get_current()

@@ -148,23 +148,29 @@ def test_a_dry_run_starts_nothing(smoke: Smoke, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+LONG = ["--preset", "smoke", "training.epochs=500", "training.patience=500"]
 STOPPED = {
-    "tune": ("trial ", ["--preset", "smoke", "tuning.trials=200"]),
-    "train": ("epoch ", ["--preset", "smoke", "workers.count=2", "training.epochs=500", "training.patience=500"]),
+    "search": ("tune", "trial ", ["--preset", "smoke", "tuning.trials=200"]),
+    "distributed training": ("train", "epoch ", [*LONG, "workers.count=2"]),
+    "trials of several workers": ("tune", "trial ", ["--preset", "smoke", "workers.count=2", "tuning.trials=40"]),
+    "population": ("tune", "epoch ", [*LONG, "tuning.scheduler=pbt", "tuning.sampler=random", "tuning.trials=4"]),
 }
-"""What a job says once it is at work, and how it is called so that there is much of it."""
+"""A job, what it says once it is at work, and how it is called so that there is much of it."""
+MANY = ("trials of several workers", "population")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", STOPPED)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.scenario) if what in MANY else what for what in STOPPED]
+)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_no_process(
-    number: signal.Signals, status: int, job: str, smoke: Smoke, tmp_path: Path
+    number: signal.Signals, status: int, what: str, smoke: Smoke, tmp_path: Path
 ) -> None:
     """Ray, Kubernetes and batch systems stop a job with SIGTERM, people with Ctrl-C."""
     (tmp_path / "data").symlink_to(smoke[0] / "data")
     (tmp_path / "search_spaces").symlink_to(REPOSITORY / "search_spaces")
-    at_work, arguments = STOPPED[job]
+    job, at_work, arguments = STOPPED[what]
     call, environment = command(job, *arguments)
     # Ctrl-C reaches every process of a terminal; here only the job gets it, and must end the others itself.
     with subprocess.Popen(

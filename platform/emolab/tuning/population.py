@@ -116,10 +116,14 @@ class SynchronousPopulation(PopulationBasedTraining):
 
 
 class PopulationRecorder(Unsaved, ray.tune.Callback):
-    """Tells the study what became of each member."""
+    """Tells the study what became of each member, and people where the population stands at each comparison."""
 
-    def __init__(self, study: Study, recorder: TrialRecorder, keys: list[str], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, study: Study, recorder: TrialRecorder, keys: list[str], report: Callable[[str], None], *, interval: int
+    ) -> None:
         self._study, self._recorder, self._keys, self._report = study, recorder, keys, report
+        self._interval, self._told = interval, 0
+        self._ended: set[int] = set()
         self._curves: dict[int, list[dict[str, float]]] = {}
         self._schedules: dict[int, list[dict[str, Any]]] = {}
         self._numbers: dict[str, int] = {}
@@ -144,6 +148,20 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
             schedule.append({"epoch": epoch, "descends_from": origin, "parameters": drawn})
         self._study.report(number, epoch, float(result[METRIC]))
         self._recorder.epochs(number, curve[-1:])
+        self._tell_standing(epoch, members=len(trials))
+
+    def _tell_standing(self, epoch: int, *, members: int) -> None:
+        """One line, once all that train on have come to an epoch at which they are compared."""
+        there = {n: curve for n, curve in self._curves.items() if n not in self._ended and len(curve) >= epoch}
+        if epoch % self._interval or epoch <= self._told or len(there) + len(self._ended) < members:
+            return
+        self._told = epoch
+        values = {number: curve[-1][METRIC] for number, curve in there.items()}
+        best = max(values, key=lambda number: values[number])
+        self._report(
+            f"epoch {epoch} of {len(there)} members: validation macro-F1 {min(values.values()):.4f} to "
+            f"{values[best]:.4f} (trial {best})"
+        )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         result = trial.last_result or {}
@@ -154,6 +172,7 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
 
     def _end(self, trial: Trial, failure: str, result: Mapping[str, Any]) -> None:
         number = self._numbers[trial.trial_id]
+        self._ended.add(number)
         curves = self._curves.get(number, [])
         self._study.tell(
             number,
@@ -219,7 +238,7 @@ def run_population(
         run_config=ray.tune.RunConfig(
             name=f"population-{os.urandom(3).hex()}",  # Tune's own records; what resumes is the study
             storage_path=str(folder.resolve() / "ray"),
-            callbacks=[PopulationRecorder(study, recorder, keys, report)],
+            callbacks=[PopulationRecorder(study, recorder, keys, report, interval=interval)],
             verbose=0,
         ),
     ).fit()
