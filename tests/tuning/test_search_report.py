@@ -9,7 +9,7 @@ import pytest
 
 from emolab.reports.page import Section, TableData, page
 from emolab.reports.search import search_page
-from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, search_figures
+from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, search_figures, slices
 from emolab.reports.tables import to_csv, to_latex
 from emolab.tuning.finals import Finalist
 from emolab.tuning.methods import make_sampler
@@ -81,10 +81,35 @@ def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> N
     assert search_figures(result) == figures  # equal results, equal bytes
 
 
-def test_trials_and_epochs_are_counted_in_whole_numbers(result: Any) -> None:
-    few = [record for record in result.records if record.number < 3]
+@pytest.mark.parametrize("trials", [1, 3])
+def test_trials_and_epochs_are_counted_in_whole_numbers(result: Any, trials: int) -> None:
+    few = [record for record in result.records if record.number < trials]
     ticks = re.findall(r">(\d+\.\d+)</text>", history(few).decode())
     assert all(float(tick) < 1 for tick in ticks)  # those of the score alone
+    assert ">9</text>" in history(few[:1]).decode()  # an axis with a single whole number on it shows that one
+
+
+def test_whole_parameters_have_whole_ticks(tmp_path: Path) -> None:
+    layers = {"model.layers": {"distribution": "int", "low": 1, "high": 2}}
+    space = SearchSpace.model_validate({"parameters": layers})
+    study = Study(tmp_path / "study.db", "layers", space=space)
+    study.use_sampler(make_sampler("random", seed=1, space=space))
+    for number in range(4):
+        study.ask()
+        study.tell(number, "COMPLETE", [0.5 + 0.01 * number], epochs=1)
+    assert {record.parameters["model.layers"] for record in study.records()} == {1, 2}
+    ticks = [float(tick) for tick in re.findall(r">(\d+\.\d+)</text>", slices(study.records()).decode())]
+    assert ticks and all(tick < 1 for tick in ticks)
+
+
+def test_the_reason_of_a_failure_has_room_of_its_own(result: Any) -> None:
+    sections = search_page(result, WINNER, {}).decode().split("<section>")
+    (trials,) = [section for section in sections if "<h2>Trials</h2>" in section]
+    assert "non-finite" not in trials  # a column beside all parameters was cut off
+    (failed,) = [section for section in sections if "<h2>Failed trials</h2>" in section]
+    assert '<td class="prose" data-value="&lt;non-finite&gt; loss">' in failed  # it wraps
+    result.records = [record for record in result.records if record.state != "FAIL"]
+    assert "Failed trials" not in search_page(result, WINNER, {}).decode()
 
 
 def test_a_column_without_anything_in_it_is_not_shown() -> None:

@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from emolab.reports.figures import STYLE, svg
+from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 from emolab.studies.bootstrap import CurveInterval, DifferenceInterval, Interval
 
 History = Sequence[Mapping[str, Any]]
@@ -32,7 +31,7 @@ def modality_weights(weights: CurveInterval, modalities: Sequence[str]) -> bytes
                 steps, weights.low[known, i], weights.high[known, i], color=f"C{i}", alpha=0.2, linewidth=0
             )
         axes.set(xlabel="step of the session", ylabel="weight of the modality", ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        count_in_whole_numbers(axes.xaxis)
         axes.legend(frameon=False, ncols=len(modalities))
         return svg(figure)
 
@@ -92,7 +91,7 @@ def _losses(axes: Axes, runs: Sequence[History]) -> None:
                 name = None if shown else label
                 axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, alpha=0.8, label=name)
                 shown = True
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    count_in_whole_numbers(axes.xaxis, most=5)
 
 
 def differences(intervals: Mapping[str, DifferenceInterval], *, reference: str, metric: str) -> bytes:
@@ -108,6 +107,7 @@ def differences(intervals: Mapping[str, DifferenceInterval], *, reference: str, 
         axes.errorbar(values, np.arange(len(names)), xerr=[below, above], fmt="o", color="C0", markersize=4, capsize=3)
         axes.set_yticks(np.arange(len(names)), names)
         axes.set(
-            xlabel=f"{metric} of {reference} minus that of the model, 95 % interval", ylim=(-0.6, len(names) - 0.4)
+            xlabel=f"{metric} of {reference} minus that of the model, 95 % interval over sessions",
+            ylim=(-0.6, len(names) - 0.4),
         )
         return svg(figure)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from emolab.reports.figures import STYLE, svg
+from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 from emolab.reports.page import Measured, Section, TableData
 from emolab.studies.comparison_results import Comparison
 from emolab.studies.comparison_theory import (
@@ -129,5 +129,6 @@ def _convergence(rows: Sequence[FeedbackRow]) -> bytes:
             steps = 1 + np.flatnonzero(changes > 1e-12)  # below it is rounding
             axes.plot(steps, changes[steps - 1], color=f"C{number}", label=row.model, marker="o", markersize=2.5)
         axes.set(xlabel="step at constant input", ylabel="largest change of the prediction", yscale="log")
+        count_in_whole_numbers(axes.xaxis)
         axes.legend(frameon=False)
         return svg(figure)

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from emolab.corpora.corpus import SPLITS
-from emolab.reports.figures import STYLE, svg
+from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 from emolab.sessions.facts import SessionFacts
 from emolab.sessions.inventory import Entry
 from emolab.sessions.manifest import Manifest
@@ -51,14 +51,15 @@ def lengths_and_speakers(kept: Sequence[Entry]) -> bytes:
         shown = [name for name in SPLITS if members[name]]
         left.hist([members[n] for n in shown], bins=24, stacked=True, color=[_COLOURS[n] for n in shown], label=shown)
         left.set(xlabel="steps of a session", ylabel="sessions")
-        left.yaxis.set_major_locator(MaxNLocator(integer=True))
+        count_in_whole_numbers(left.xaxis)
+        count_in_whole_numbers(left.yaxis)
         left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=len(shown))
         counts = Counter((entry.speaker_id, entry.split) for entry in kept)
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0][0]))
         colours = [_COLOURS[split or "train"] for (_, split), _ in ranked]
         right.bar(np.arange(len(ranked)), [count for _, count in ranked], width=0.9, color=colours)
         right.set(xlabel=f"the {len(ranked)} speakers", ylabel="sessions", xticks=[])
-        right.yaxis.set_major_locator(MaxNLocator(integer=True))
+        count_in_whole_numbers(right.yaxis)
         right.grid(visible=False, axis="x")
         return svg(figure)
 
@@ -76,7 +77,7 @@ def observed_shares(manifest: Manifest, kept: Sequence[Entry]) -> bytes:
             )
             axes.set_title(name, fontsize=9)
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            count_in_whole_numbers(axes.yaxis)
         panels[0].set_ylabel("sessions")
         figure.supxlabel("steps at which the modality was observed", fontsize=10)
         return svg(figure)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -33,10 +34,18 @@ def training_curves(reports: Sequence[Mapping[str, float | None]]) -> bytes:
         _curve(score, reports, "validation_accuracy", "accuracy")
         score.set(xlabel="epoch", ylabel="validation score")
         for axes in (loss, score):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            count_in_whole_numbers(axes.xaxis)
             if axes.lines:  # a run without validation has no score
                 axes.legend(frameon=False)
         return svg(figure)
+
+
+def count_in_whole_numbers(axis: Axis, *, most: int = 10) -> None:
+    """Put ticks at whole numbers alone, at most so many and one: there is no half an epoch.
+
+    Without ``min_n_ticks`` matplotlib divides an axis that shows a single whole number into fractions of it.
+    """
+    axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
 
 
 def svg(figure: Figure) -> bytes:

@@ -21,9 +21,10 @@ figure svg { width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-th { cursor: pointer; background: var(--soft); position: sticky; top: 0; }
+th { cursor: pointer; background: var(--soft); position: sticky; top: 0; white-space: normal; vertical-align: bottom; }
 th.words { text-align: left; }
-td.prose, td.ids { text-align: left; white-space: normal; min-width: 18rem; } td.ids { min-width: 5rem; }
+td.prose, td.ids { text-align: left; white-space: normal; min-width: 18rem; }
+td.ids { min-width: 5rem; overflow-wrap: anywhere; }
 td.good, td.bad, td.open, td.idle { text-align: left; font-weight: 600; }
 td.good { color: #1a7f4b; } td.bad { color: #c62f3b; } td.open { color: #a86400; } td.idle { color: #7a828c; }
 @media (prefers-color-scheme: dark) {

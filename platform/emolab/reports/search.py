@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from emolab.reports.figures import training_curves
-from emolab.reports.page import Section, TableData, page
+from emolab.reports.page import Section, Styled, TableData, page
 
 if TYPE_CHECKING:
     from emolab.training.train import TrainedModel
@@ -34,6 +34,7 @@ def search_page(result: SearchResult, winner: TrainedModel, figures: Mapping[str
         "All scores are on validation; the test split was not opened.",
     ]
     sections = [Section(title="Trials", table=_table(result))]
+    sections += _failures(result)
     if result.finalists:
         sections.append(_final(result))
     sections += [Section(title=title, figure=figures[name]) for name, title in _TITLES.items() if name in figures]
@@ -65,6 +66,13 @@ def _final(result: SearchResult) -> Section:
     )
 
 
+def _failures(result: SearchResult) -> list[Section]:
+    """A table of its own: beside the parameters a reason has no room."""
+    rows = [[r.number, r.epochs, Styled(r.reason or "unknown")] for r in result.records if r.state == "FAIL"]
+    table = TableData(columns=["trial", "epochs", "why it failed"], rows=rows)
+    return [Section(title="Failed trials", table=table)] if rows else []
+
+
 def _table(result: SearchResult) -> TableData:
     keys = list(dict.fromkeys(key for record in result.records for key in record.parameters))
     both = any(record.robustness is not None for record in result.records)
@@ -76,7 +84,6 @@ def _table(result: SearchResult) -> TableData:
             *(["robustness"] if both else []),
             "epochs",
             *keys,
-            "failure",
         ],
         rows=[
             [
@@ -86,7 +93,6 @@ def _table(result: SearchResult) -> TableData:
                 *([r.robustness] if both else []),
                 r.epochs,
                 *(r.parameters.get(k) for k in keys),
-                r.reason if r.state == "FAIL" else "",
             ]
             for r in result.records
         ],

@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from emolab.reports.figures import STYLE, svg
+from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 
 if TYPE_CHECKING:
     from emolab.tuning.search import SearchResult
@@ -53,8 +52,8 @@ def history(records: Sequence[TrialRecord]) -> bytes:
                 axes.step(*zip(*line, strict=True), where="post", color="C1", label="best so far")
         by_trial.set(xlabel="trial", ylabel=_SCORE)
         by_epoch.set(xlabel="epochs trained so far")
-        for axes in (by_trial, by_epoch):  # there is no half a trial
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in (by_trial, by_epoch):
+            count_in_whole_numbers(axes.xaxis)
         by_trial.legend(frameon=False)
         return svg(figure)
 
@@ -94,6 +93,7 @@ def budget(records: Sequence[TrialRecord], rungs: Sequence[int]) -> bytes:
         bars = axes.bar([name for name, _, _ in rows], [epochs for _, _, epochs in rows], color="C0", width=0.6)
         axes.bar_label(bars, [f"{trials} trial{'s' * (trials != 1)}" for _, trials, _ in rows], padding=2)
         axes.set(xlabel="epochs of a trial", ylabel="epochs spent")
+        count_in_whole_numbers(axes.yaxis)
         axes.margins(y=0.15)
         return svg(figure)
 
@@ -137,6 +137,8 @@ def _slice(axes: Axes, records: Sequence[TrialRecord], key: str) -> None:
         axes.scatter(values, [r.value or 0.0 for r in mine], color=colour, s=18)
     if numeric and _logarithmic([r.parameters[key] for r in scored]):
         axes.set_xscale("log")
+    elif numeric and all(isinstance(r.parameters[key], int) for r in scored):
+        count_in_whole_numbers(axes.xaxis)
     axes.set(xlabel=key, ylabel=_SCORE)
 
 
