@@ -1,7 +1,10 @@
 """The jobs as a user calls them: real processes, real files, one line for a mistake."""
 
 import os
+import re
 import runpy
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 from tests.conftest import REPOSITORY
+
+from emolab.configuration import parse
+from emolab.training.recipe import TrainSettings
 
 
 def command(job: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -87,6 +93,27 @@ def test_tuning_from_nothing_ends_with_all_that_was_promised(smoke: Smoke) -> No
 
 
 @pytest.mark.slow
+def test_tuning_says_which_model_it_kept_and_prints_commands_that_work(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, result = smoke
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if len(line.split(maxsplit=1)) == 2)
+    assert "goes to the registry as edu-emotionnet, is the model that was trained again" in result.stdout
+    monkeypatch.chdir(folder)
+    best = shlex.split(lines["best"])
+    assert best[:2] == [sys.executable, str(REPOSITORY / "jobs" / "train.py")]  # as the job itself was called
+    settings, _ = parse(TrainSettings, best[2:], description="")
+    (said,) = re.findall(r"training the best configuration \(trial \d+\) with (\d+) worker", result.stdout)
+    assert settings.workers.count == int(said)
+    assert settings.model.options.d_model == 16  # what best.yaml holds
+    dashboard, url = shlex.split(lines["study"])
+    assert Path(dashboard).name == "optuna-dashboard"
+    assert Path(url.removeprefix("sqlite:///")).is_file()
+    there = shutil.which(dashboard, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    assert ("pip install --constraint constraints.txt optuna-dashboard" in result.stdout) == (there is None)
+
+
+@pytest.mark.slow
 @pytest.mark.ray
 def test_tuning_again_finds_everything_done(
     smoke: Smoke, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,6 +122,8 @@ def test_tuning_again_finds_everything_done(
     assert again.status == 0, again.errors[-3000:]
     assert "resuming: 3 trials are finished, 0 were interrupted" in again.output
     assert "models:/edu-emotionnet/1" in again.output
+    assert "was trained before: nothing is left to train" in again.output
+    assert "training the best configuration" not in again.output
 
 
 @pytest.mark.parametrize(

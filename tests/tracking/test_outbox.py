@@ -71,7 +71,9 @@ def test_a_dead_tracker_costs_a_training_nothing_and_gets_everything_later(
     assert tracker.settle(trained.run_id) is None
     waiting = tracker.close()
     assert waiting > 5
-    assert f"has not received {waiting} records" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"has not received {waiting} records" in told
+    assert f"deliver {tmp_path / 'dead'} --uri {dead}`" in told  # the address was given to this job alone
 
     # It comes back: here, under the address that the outbox knows.
     with gate(server[1]) as alive:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from emolab.reports.page import Section, TableData, page
-from emolab.reports.search import search_page
+from emolab.reports.search import search_page, trained_again
 from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, search_figures, slices
 from emolab.reports.tables import to_csv, to_latex
 from emolab.tuning.finals import Finalist
 from emolab.tuning.methods import make_sampler
+from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
 
@@ -72,7 +73,7 @@ WINNER: Any = SimpleNamespace(run_id="run-2", progress=SimpleNamespace(best_macr
 def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:
     figures = search_figures(result)
     assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
-    shown = search_page(result, WINNER, figures).decode()
+    shown = search_page(result, WINNER, figures, TuneSettings()).decode()
     assert shown.count("<svg") == len(figures) + 1  # and the training curves
     for part in ("run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss", "0.1429"):
         assert part in shown, part
@@ -103,13 +104,45 @@ def test_whole_parameters_have_whole_ticks(tmp_path: Path) -> None:
 
 
 def test_the_reason_of_a_failure_has_room_of_its_own(result: Any) -> None:
-    sections = search_page(result, WINNER, {}).decode().split("<section>")
+    sections = search_page(result, WINNER, {}, TuneSettings()).decode().split("<section>")
     (trials,) = [section for section in sections if "<h2>Trials</h2>" in section]
     assert "non-finite" not in trials  # a column beside all parameters was cut off
     (failed,) = [section for section in sections if "<h2>Failed trials</h2>" in section]
     assert '<td class="prose" data-value="&lt;non-finite&gt; loss">' in failed  # it wraps
     result.records = [record for record in result.records if record.state != "FAIL"]
-    assert "Failed trials" not in search_page(result, WINNER, {}).decode()
+    assert "Failed trials" not in search_page(result, WINNER, {}, TuneSettings()).decode()
+
+
+def again(score: float, workers: int) -> Any:
+    """The best configuration trained again."""
+    reports = ({"epoch": 1, "workers": workers},)
+    return SimpleNamespace(progress=SimpleNamespace(best_macro_f1=score, reports=reports))
+
+
+@pytest.mark.parametrize(
+    ("change", "workers", "values", "parts"),
+    [
+        (-0.0152, 2, {}, ["0.0152 below its trial", "2 workers draw other dropout masks than 1 worker"]),
+        (0.01, 2, {}, ["0.0100 above its trial", "tuning.final_workers=1"]),
+        (0.0, 2, {}, ["as good as its trial"]),
+        (-0.01, 1, {"workers": {"count": 2}}, ["1 worker draws other dropout masks than 2 workers"]),
+        (-0.01, 1, {"tuning": {"scheduler": "pbt"}}, ["changed its parameters on the way"]),
+        (-0.01, 1, {"workers": {"gpus": 1}}, ["shares its steps with others"]),
+        (-0.01, 1, {}, ["number of workers are the same"]),
+        (0.0, 1, {"register_as": None}, ["Kept is the model that was trained again"]),
+        (0.0, 1, {"tracking": {"enabled": False}}, ["Kept is the model that was trained again"]),
+    ],
+)
+def test_it_is_said_which_model_is_kept_and_why_it_scores_otherwise(
+    result: Any, change: float, workers: int, values: dict[str, Any], parts: list[str]
+) -> None:
+    settings = TuneSettings.model_validate(values)
+    said = trained_again(settings, result, again(result.best.value + change, workers))
+    for part in parts:
+        assert part in " ".join(said), said
+    assert len(said) == 1 + bool(change)  # no reason where nothing differs
+    if not values:
+        assert "Kept, and goes to the registry as edu-emotionnet, is the model that was trained again" in said[0]
 
 
 def test_a_column_without_anything_in_it_is_not_shown() -> None:

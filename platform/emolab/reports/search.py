@@ -11,18 +11,23 @@ from emolab.reports.page import Section, Styled, TableData, page
 if TYPE_CHECKING:
     from emolab.training.train import TrainedModel
     from emolab.tuning.search import SearchResult
+    from emolab.tuning.settings import TuneSettings
 
 
-def search_page(result: SearchResult, winner: TrainedModel, figures: Mapping[str, bytes]) -> bytes:
+def search_page(
+    result: SearchResult, winner: TrainedModel, figures: Mapping[str, bytes], settings: TuneSettings
+) -> bytes:
     """One self-contained HTML file.
 
     Args:
         figures: of ``search_figures``.
+        settings: of the search.
     """
     reference = result.manifest.splits["validation"].reference_scores
     lines = [
         f"Best trial {result.best.number}: validation macro-F1 {result.best.value:.4f}; trained again, "
         f"{winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
+        " ".join(trained_again(settings, result, winner)),
         f"Class prior: accuracy {result.manifest.class_prior:.4f}, macro-F1 {result.manifest.class_prior_macro_f1:.4f}."
         + (
             f" Exact filter: accuracy {reference['ceiling_accuracy']:.4f}, "
@@ -40,6 +45,42 @@ def search_page(result: SearchResult, winner: TrainedModel, figures: Mapping[str
     sections += [Section(title=title, figure=figures[name]) for name, title in _TITLES.items() if name in figures]
     sections.append(Section(title="Training the best configuration", figure=training_curves(winner.progress.reports)))
     return page(f"Search {result.folder.name}", lines, sections)
+
+
+def trained_again(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> list[str]:
+    """Which of the two models is kept, and why the best trial and the training again differ; one sentence each."""
+    before, now = result.best.value or 0.0, winner.progress.best_macro_f1
+    difference = round(now - before, 4)
+    name = settings.register_as if settings.tracking.enabled else None
+    registered = f", and goes to the registry as {name}," if name else ""
+    compared = f"{abs(difference):.4f} {'above' if difference > 0 else 'below'}" if difference else "as good as"
+    kept = f"Kept{registered} is the model that was trained again, {compared} its trial; no trial's weights are kept."
+    return [kept, *([_why(settings, result, winner)] if difference else [])]
+
+
+def _why(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> str:
+    """What was different when the configuration of a trial was trained again."""
+    then = settings.workers.count
+    now = max((int(report.get("workers") or 1) for report in winner.progress.reports), default=then)
+    if settings.tuning.stopping == "pbt":
+        return (
+            "They differ because a member of the population changed its parameters on the way, and the training again "
+            "had the last ones from its first epoch."
+        )
+    if now != then:
+        return (
+            f"They differ because {_workers(now)} draw{'s' * (now == 1)} other dropout masks than {_workers(then)} "
+            "(batches, loss and scores do not depend on their number), and the best of "
+            f"{len(result.records)} trials owes part of its score to the masks it met. "
+            f"tuning.final_workers={then}, set before the first call, trains it as its trial was."
+        )
+    if settings.workers.gpus or (settings.tuning.fused or 1) > 1:
+        return "They differ because a trial that shares its steps with others (tuning.fused) draws other dropout masks."
+    return "Configuration, seed and number of workers are the same: they differ by rounding on other hardware."
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
 
 
 _TITLES = {

@@ -14,6 +14,7 @@ import ray
 from rich.console import Console
 
 from emolab.cluster import connected, require
+from emolab.commands import job_command
 from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
@@ -25,6 +26,7 @@ from emolab.studies.comparison_results import RECORD, read_comparison
 from emolab.studies.comparison_search import check_searches, tuned_by_search
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
+from emolab.studies.report import ReportSettings
 from emolab.studies.test_split import openings
 from emolab.tracking.beginning import folder_run
 from emolab.tracking.provenance import code_version
@@ -177,11 +179,12 @@ def _conclude(
         run.log_file(plan.folder / name, folder=str(Path(name).parent) if "/" in name else None)
     run.finish()
     Console(width=None if Console().is_terminal else 120).print(standings_table(analysis))
+    rebuilt = ReportSettings(run=run.run_id, runs=settings.output, tracking=settings.tracking)
     report(
         f"{analysis.ranking_sentence()}\n"
         f"report  {plan.folder / 'report.html'}\n"
         f"tables  {plan.folder / 'tables'}\n"
-        f"again   python jobs/report.py --run {run.run_id} --output report.html\n"
+        f"again   {job_command('report', rebuilt)}\n"
         f"runs    {tracker.instructions()}"
     )
     return analysis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,19 +10,26 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from emolab import checkpoint
 from emolab.cluster import cluster_gpus, connected, joins_cluster
+from emolab.commands import beside_interpreter, job_command, tool_command
 from emolab.locks import holding
+from emolab.names import contained
 from emolab.registry.training import UNREACHED, progress_line, register_where_reached
-from emolab.reports.search import search_page
+from emolab.reports.search import search_page, trained_again
 from emolab.reports.search_figures import search_figures
-from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.manifest import read_manifest, write_atomically
 from emolab.studies.dataset import dataset, will_be_made
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
+from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
 from emolab.tuning.search import SearchResult, search_in
 from emolab.tuning.settings import TuneSettings
+
+DASHBOARD = "optuna-dashboard"
+"""The program that shows a study in a browser; the extra `dashboard`."""
 
 
 def default_preset() -> tuple[str, str]:
@@ -65,7 +73,11 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
 
 def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:
     chosen = result.settings.model_copy(update={"name": winner_name(result.folder.name, result.best.number)})
-    report(f"training the best configuration (trial {result.best.number}) with {chosen.workers.count} worker(s)")
+    best = f"the best configuration (trial {result.best.number})"
+    kept = contained(Path(chosen.output), chosen.name or "", "model", what="run name") / checkpoint.MANIFEST
+    # Weights are kept when their training has ended.
+    done = f"{best} was trained before: nothing is left to train"
+    report(done if kept.exists() else f"training {best} with {chosen.workers.count} worker(s)")
     return train(
         chosen,
         tracker=tracker,
@@ -85,24 +97,43 @@ def _conclude(
     run = tracker.resume(result.run_id)
     page = result.folder / "report.html"
     figures = search_figures(result)
-    write_atomically(page, search_page(result, winner, figures))
+    write_atomically(page, search_page(result, winner, figures, settings))
     run.log_file(page)
     for name, figure in figures.items():
         run.log_text(figure.decode(), f"figures/{name}.svg")
     run.log_metrics({"best_trial_macro_f1": result.best.value or 0.0}, step=len(result.records))
-    best = result.folder / "best.yaml"
     lines = [
-        *_comparison(result.manifest, result, winner),
+        *_comparison(settings, result, winner),
         f"report  {page}",
-        f"study   optuna-dashboard {result.study.url}",
+        *_study_lines(result.study.url),
         f"runs    {tracker.instructions()}",
-        f"best    python jobs/train.py --config {best} --data {settings.data}",
+        f"best    {job_command('train', _alone(settings, result), config=result.folder / 'best.yaml')}",
     ]
     if settings.register_as and tracker.uri:
         lines.append(_register(settings.register_as, winner, tracker, run))
     run.finish()
     print_trials(result)
     report("\n".join(lines))
+
+
+def _study_lines(url: str) -> list[str]:
+    """How to look at the study, and how to install what it takes where that is not there."""
+    lines = [f"study   {tool_command(DASHBOARD, url)}"]
+    if beside_interpreter(DASHBOARD) is None and shutil.which(DASHBOARD) is None:
+        python = tool_command("python", "-m", "pip", "install", "--constraint", "constraints.txt", DASHBOARD)
+        lines.append(f"        after {python}")
+    return lines
+
+
+def _alone(settings: TuneSettings, result: SearchResult) -> TrainSettings:
+    """What jobs/train.py must be told beside best.yaml to train the best configuration as it was trained here."""
+    return TrainSettings(
+        data=settings.data,
+        output=settings.output,
+        checkpoints=settings.checkpoints,
+        workers=result.settings.workers,
+        tracking=settings.tracking,
+    )
 
 
 def _register(name: str, winner: TrainedModel, tracker: Tracker, run: Run) -> str:
@@ -129,7 +160,8 @@ def print_trials(result: SearchResult, *, most: int = 20) -> None:
     Console(width=None if Console().is_terminal else 120).print(table)
 
 
-def _comparison(manifest: Manifest, result: SearchResult, winner: TrainedModel) -> list[str]:
+def _comparison(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> list[str]:
+    manifest = result.manifest
     reference = manifest.splits["validation"].reference_scores
     parameters = ", ".join(f"{key}={_number(value)}" for key, value in result.best.parameters.items())
     ceiling = f", ceiling {reference['ceiling_macro_f1']:.4f}" if "ceiling_macro_f1" in reference else ""
@@ -139,6 +171,7 @@ def _comparison(manifest: Manifest, result: SearchResult, winner: TrainedModel) 
         *([f"final: {chosen.mean:.4f} ± {chosen.half_width:.4f} over {len(chosen.values)} seeds"] if chosen else []),
         f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
         f"{winner.progress.best_macro_f1:.4f} (class prior {manifest.class_prior_macro_f1:.4f}{ceiling})",
+        *trained_again(settings, result, winner),
     ]
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from emolab.commands import tool_command
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.delivery import Delivery
@@ -162,10 +163,13 @@ class BufferedTracker(MLflowTracker):
         atexit.unregister(self.close)
         waiting = self._delivery.close(0.0 if self._delivery.wrong else _ENDING)
         if waiting and not self._delivery.wrong:
-            folder = self._outbox.path.parent
+            folder, address = self._outbox.path.parent, without_credentials(self.uri)
+            # An address with a password is not told: it stands in the environment, where the command finds it.
+            named = ["--uri", address] if address == self.uri else []
+            deliver = tool_command("emolab", "deliver", str(folder.parent), *named)
             self._warn(
                 f"has not received {waiting} records ({self._delivery.trouble or 'too slow'}): they wait in {folder}, "
-                f"and the next job with this output, or `emolab deliver {folder.parent}`, sends them"
+                f"and the next job with this output, or `{deliver}`, sends them"
             )
         return waiting
 

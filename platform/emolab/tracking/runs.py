@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from emolab.commands import tool_command
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
@@ -197,7 +198,9 @@ class MLflowTracker(Tracker):
                 raise UserError(f"run {run_id} in the tracker {self.uri} has no file {name}") from None
 
     def instructions(self) -> str:
-        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {redact(self.uri)}"
+        if self.uri.startswith("http"):
+            return self.uri
+        return tool_command("mlflow", "ui", "--backend-store-uri", self.uri)
 
 
 def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> Tracker:
