@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.image import imread
 from tests.jobs.test_jobs import run_here
 from tests.training.test_loop import settings_for
 
@@ -22,8 +24,9 @@ from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.registry.versions import register
-from emolab.reports.robustness import robustness_page
+from emolab.reports.robustness import heat_map, robustness_page
 from emolab.robustness.cells import Cell
+from emolab.robustness.corruptions.catalog import corruptions
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
@@ -518,7 +521,7 @@ def test_the_summary_against_values_by_hand(toy_data: Path) -> None:
             "worst_speaker_macro_f1": 0.9,
         }
     )
-    assert results.worst_condition(results.groups[0]) == ("absent of audio", pytest.approx(0.5))
+    assert results.worst_condition(results.groups[0]) == ("absent throughout (audio)", pytest.approx(0.5))
     late = results.summary(results.groups[1])
     assert late["effective_robustness"] == pytest.approx(0.0)
     assert late["mean_corruption_error"] == late["relative_mean_corruption_error"] == pytest.approx(1.0)
@@ -578,6 +581,45 @@ def test_the_main_curve_does_not_hang_on_the_order_of_the_manifest(toy_data: Pat
     main = results.main_curve()
     assert main is not None
     assert main[0] == ("frame_missing", ("audio", "visual", "text"))
+
+
+def shades(figure: bytes) -> np.ndarray:
+    """Pixels of the heat map in a figure, (levels, 3)."""
+    (image,) = list(re.findall(rb"base64,\s*([A-Za-z0-9+/=\s]+)", figure))[:1]
+    pixels = imread(io.BytesIO(base64.b64decode(image)), format="png")
+    return pixels[pixels.shape[0] // 2, :, :3]
+
+
+def test_a_difference_of_a_point_does_not_look_like_a_collapse() -> None:
+    """The first model loses a point, the second nearly everything."""
+    figure = heat_map(["missing steps"], ["one"], [np.array([[0.61, 0.60]])])
+    first, last = shades(figure)[[0, -1]]
+    assert np.abs(first - last).max() < 0.05
+    first, last = shades(heat_map(["missing steps"], ["one"], [np.array([[0.9, 0.1]])]))[[0, -1]]
+    assert np.abs(first - last).max() > 0.4
+
+
+def test_the_page_speaks_of_conditions_in_words_and_has_room_for_its_tables(toy_data: Path) -> None:
+    results = made_up_results(toy_data, "edu_emotionnet", "late_fusion")
+    page = robustness_page(results).decode()
+    for internal in ("frame_missing", "burst_missing", "mean corruption error", "clean_macro", "rate of"):
+        assert internal not in page, internal
+    for word in ("rate: missing steps (all modalities)", "absent throughout (audio)", "tolerated rate"):
+        assert word in page, word
+    assert "the scores here lie between 0.50 and 0.90" in page
+    sections = re.findall(r"<section><h2>(.*?)</h2>(.*?)</section>", page, re.DOTALL)
+    heads = {title: re.findall(r"<th(?: [^>]*)?>(.*?)</th>", body) for title, body in sections}
+    assert max(len(columns) for columns in heads.values()) <= 7
+    values = results.summary(results.groups[0])
+    told = [each for title in ("Summary", "Against late fusion", "Calibration and speakers, on clean sessions")
+            for each in heads[title][1:]]  # fmt: skip
+    assert len(told) == len(values) + 3  # and the seeds, the worst condition and the worst speaker
+
+
+def test_every_corruption_has_a_name_for_people() -> None:
+    labels = {name: each.label for name, each in corruptions().items()}
+    assert len(set(labels.values())) == len(labels)
+    assert not [label for label in labels.values() if "_" in label]
 
 
 @pytest.mark.parametrize(

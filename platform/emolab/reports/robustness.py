@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -10,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from emolab.reports.figures import STYLE, svg
-from emolab.reports.page import Section, TableData, page
+from emolab.reports.page import Section, Styled, TableData, page
+from emolab.robustness.corruptions.catalog import corruption
 
 if TYPE_CHECKING:
     from emolab.studies.bootstrap import Metric
@@ -37,12 +40,12 @@ def robustness_page(results: RobustnessResults) -> bytes:
             f"Exact filter on clean sessions: accuracy {reference['ceiling_accuracy']:.4f}. "
             "The data are simulated: nothing here is to be set beside published scores."
         )
-    sections = [Section(title="Summary", table=_summary(results))]
+    sections = _summaries(results)
     if results.main_curve() is not None:
         sections.append(Section(title="Score against the rate", figure=_curves(results)))
         sections += _comparison(results)
         sections.append(Section(title="Calibration against the rate", figure=_calibration(results)))
-        sections.append(Section(title="Macro-F1 by corruption and level", figure=_heat_map(results)))
+        sections.append(_heat_map_section(results))
     if any(group.agreement for group in results.groups):
         sections.append(
             Section(
@@ -56,24 +59,67 @@ def robustness_page(results: RobustnessResults) -> bytes:
     return page(f"Robustness {results.name}", lines, sections)
 
 
-def _summary(results: RobustnessResults) -> TableData:
+_COLUMNS = {
+    "clean_accuracy": "accuracy, clean",
+    "clean_macro_f1": "macro-F1, clean",
+    "area_under_curve": "area under the curve",
+    "largest_tolerated_rate": "tolerated rate",
+    "effective_robustness": "effective robustness",
+    "mean_corruption_error": "corruption error",
+    "relative_mean_corruption_error": "relative corruption error",
+    "clean_calibration_error": "calibration error",
+    "clean_brier": "Brier score",
+    "worst_speaker_macro_f1": "its macro-F1",
+}
+"""Figure of the summary -> what people call it."""
+_SUMMARY = ("clean_accuracy", "clean_macro_f1", "area_under_curve", "largest_tolerated_rate")
+_AGAINST_LATE_FUSION = ("effective_robustness", "mean_corruption_error", "relative_mean_corruption_error")
+_ON_CLEAN_SESSIONS = ("clean_calibration_error", "clean_brier")
+
+_SUMMARY_TEXT = (
+    "Area: mean macro-F1 over the rates. Tolerated rate: the largest one up to which at most five points of macro-F1 "
+    "are lost. Worst condition: that with the lowest mean macro-F1 over its levels. A model without a defence, that is "
+    "trained without missing or noisy modalities, is marked clean."
+)
+_LATE_FUSION_TEXT = (
+    "Effective robustness: what a model keeps beyond late fusion of the same training, summed over the rates; above 0 "
+    "is better. Corruption errors: 1 - macro-F1 over that of late fusion, mean over the conditions; relative: of what "
+    "a corruption adds to the clean error. Below 1 is better."
+)
+_HEAT_MAP_TEXT = (
+    "Mean over seeds. The levels of a condition are its rates or severities, from low to high. In every report the "
+    "colours run from 0 to 1, so that equal colours are equal scores and a point more or less is hardly seen; the "
+    "scores here lie between {low:.2f} and {high:.2f}."
+)
+
+
+def _summaries(results: RobustnessResults) -> list[Section]:
+    """The figures of every model, in tables that a page has room for."""
     summaries = [results.summary(group) for group in results.groups]
-    keys = list(dict.fromkeys(key for summary in summaries for key in summary))
-    rows = []
-    for group, summary in zip(results.groups, summaries, strict=True):
-        condition = results.worst_condition(group)
-        rows.append(
-            [
-                group.label,
-                len(group.run_ids),
-                group.engine,
-                *(summary.get(key) for key in keys),
-                f"{condition[0]} ({condition[1]:.3f})" if condition else None,
-                results.worst_speaker(group)[0],
-            ]
-        )
-    heads = [key.replace("macro_f1", "macro-F1").replace("_", " ") for key in keys]
-    return TableData(columns=["model", "models", "engine", *heads, "worst condition", "worst speaker"], rows=rows)
+    pairs = list(zip(results.groups, summaries, strict=True))
+
+    def table(keys: Sequence[str], more: Mapping[str, Callable[[Group], Any]]) -> TableData:
+        known = [key for key in keys if any(key in summary for summary in summaries)]
+        rows = [[g.label, *(s.get(key) for key in known), *(each(g) for each in more.values())] for g, s in pairs]
+        return TableData(columns=["model", *(_COLUMNS[key] for key in known), *more], rows=rows)
+
+    def condition(group: Group) -> Styled | None:
+        found = results.worst_condition(group)
+        return Styled(f"{found[0]}: {found[1]:.3f}", "ids") if found else None
+
+    first = table(_SUMMARY, {"seeds": lambda group: len(group.run_ids), "worst condition": condition})
+    speakers = {
+        "worst speaker": lambda group: results.worst_speaker(group)[0],
+        _COLUMNS["worst_speaker_macro_f1"]: lambda group: results.worst_speaker(group)[1],
+    }
+    sections = [Section(title="Summary", text=_SUMMARY_TEXT, table=first)]
+    if any(key in summary for summary in summaries for key in _AGAINST_LATE_FUSION):
+        table_against = table(_AGAINST_LATE_FUSION, {})
+        sections.append(Section(title="Against late fusion", text=_LATE_FUSION_TEXT, table=table_against))
+    sections.append(
+        Section(title="Calibration and speakers, on clean sessions", table=table(_ON_CLEAN_SESSIONS, speakers))
+    )
+    return sections
 
 
 def _curves(results: RobustnessResults) -> bytes:
@@ -87,7 +133,7 @@ def _curves(results: RobustnessResults) -> bytes:
             for number, group in enumerate(results.groups):
                 points = results.scores(group, main[1], metric)
                 _band(axes, list(main[1]), [(p.value, p.low, p.high) for p in points], group, number)
-            axes.set(xlabel=f"rate of {main[0][0]}", ylabel=_SCORES[metric])
+            axes.set(xlabel=_rate(results), ylabel=_SCORES[metric])
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
 
@@ -128,13 +174,20 @@ def _calibration(results: RobustnessResults) -> bytes:
             rates = list(main[1])
             left.plot(rates, [group.calibration(c) for c in main[1].values()], style, color=f"C{number}")
             right.plot(rates, [group.brier(c) for c in main[1].values()], style, color=f"C{number}", label=group.label)
-        left.set(xlabel="rate", ylabel="expected calibration error")
-        right.set(xlabel="rate", ylabel="Brier score")
+        left.set(xlabel=_rate(results), ylabel="expected calibration error")
+        right.set(xlabel=_rate(results), ylabel="Brier score")
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
 
 
-def _heat_map(results: RobustnessResults) -> bytes:
+def _rate(results: RobustnessResults) -> str:
+    """What the main curve's levels are, for an axis."""
+    main = results.main_curve()
+    assert main is not None
+    return f"{corruption(main[0][0]).unit}: {results.condition(main[0])}"
+
+
+def _heat_map_section(results: RobustnessResults) -> Section:
     curves = results.curves()
     widest = max(len(levels) for levels in curves.values())
     tables = []
@@ -143,22 +196,36 @@ def _heat_map(results: RobustnessResults) -> bytes:
         for row, levels in enumerate(curves.values()):
             table[row, : len(levels)] = [*results.points(group, levels).values()]
         tables.append(table)
+    low, high = min(np.nanmin(t) for t in tables), max(np.nanmax(t) for t in tables)
+    return Section(
+        title="Macro-F1 by condition and level",
+        text=_HEAT_MAP_TEXT.format(low=low, high=high),
+        figure=heat_map([results.condition(key) for key in curves], [g.label for g in results.groups], tables),
+    )
+
+
+def heat_map(conditions: Sequence[str], models: Sequence[str], tables: Sequence[NDArray[np.float64]]) -> bytes:
+    """Scores of every model under every condition; the colours always run from 0 to 1.
+
+    Args:
+        tables: one per model, (conditions, levels), the clean score first; NaN where a condition has fewer levels.
+    """
+    widest = tables[0].shape[1]
     with rc_context(STYLE), rc_context({"axes.grid": False}):
-        height = 1.0 + 0.32 * len(curves)
+        height = 1.0 + 0.32 * len(conditions)
         figure = Figure(figsize=(9.5, height * len(tables)), layout="constrained")
-        low, high = min(np.nanmin(t) for t in tables), max(np.nanmax(t) for t in tables)
-        colours = ScalarMappable(Normalize(low, high), "viridis")
+        colours = ScalarMappable(Normalize(0.0, 1.0), "viridis")
         grid = figure.subplots(len(tables), 1, squeeze=False).ravel()
-        for axes, group, table in zip(grid, results.groups, tables, strict=True):
+        for axes, model, table in zip(grid, models, tables, strict=True):
             axes.imshow(table, aspect="auto", norm=colours.norm, cmap=colours.cmap)
-            axes.set_yticks(range(len(curves)), [f"{k[0]}: {'+'.join(k[1])}" for k in curves], fontsize=7)
+            axes.set_yticks(range(len(conditions)), conditions, fontsize=7)
             axes.set_xticks(range(widest), ["clean", *(f"level {i}" for i in range(1, widest))], fontsize=7)
-            axes.set_title(group.label, fontsize=9, loc="left")
+            axes.set_title(model, fontsize=9, loc="left")
             for (y, x), value in np.ndenumerate(table):
                 if np.isfinite(value):
-                    ink = "white" if value < (low + high) / 2 else "black"
+                    ink = "white" if value < 0.6 else "black"
                     axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
-        figure.colorbar(colours, ax=list(grid), label="macro-F1", shrink=0.6)
+        figure.colorbar(colours, ax=list(grid), label="macro-F1, 0 to 1", shrink=0.6)
         return svg(figure)
 
 
@@ -169,5 +236,5 @@ def _agreement(results: RobustnessResults) -> TableData:
 
 
 def _runs(results: RobustnessResults) -> TableData:
-    rows = [[group.label, run_id] for group in results.groups for run_id in group.run_ids]
-    return TableData(columns=["model", "training run"], rows=rows)
+    rows = [[group.label, group.engine, run_id] for group in results.groups for run_id in group.run_ids]
+    return TableData(columns=["model", "engine", "training run"], rows=rows)

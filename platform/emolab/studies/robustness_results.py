@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from emolab.corpora.corpus import Split
 from emolab.registry.lookup import KeptModel
 from emolab.robustness.cells import Cell, cell_id
+from emolab.robustness.corruptions.catalog import corruption
 from emolab.robustness.corruptions.observed import group_of
 from emolab.robustness.metrics import (
     area_under_curve,
@@ -209,12 +210,18 @@ class RobustnessResults:
         return {level: group.score(cells, metric) for level, cells in levels.items()}
 
     def worst_condition(self, group: Group) -> tuple[str, float] | None:
-        """The (corruption, modalities) with the lowest mean macro-F1 over its levels; None without any curve."""
+        """The condition with the lowest mean macro-F1 over its levels, in words; None without any curve."""
         scores = {
-            f"{key[0]} of {'+'.join(key[1])}": float(np.mean([*self.points(group, levels).values()][1:]))
+            self.condition(key): float(np.mean([*self.points(group, levels).values()][1:]))
             for key, levels in self.curves().items()
         }
         return worst(scores) if scores else None
+
+    def condition(self, key: Key) -> str:
+        """What is done to which modalities, for people."""
+        name, modalities = key
+        everything = modalities == group_of([*self.manifest.dimensions]) and len(modalities) > 1
+        return f"{corruption(name).label} ({'all modalities' if everything else ', '.join(modalities)})"
 
     def worst_speaker(self, group: Group) -> tuple[str, float]:
         """The speaker with the lowest clean macro-F1."""

@@ -32,6 +32,8 @@ class Corruption:
     """Levels of the protocol, without 0, which is always the identity."""
     source: str
     """Where the protocol comes from."""
+    label: str
+    """What people call it, in figures and tables."""
     fill: Literal["none", "zero", "last value"] = "none"
     """What stands at a corrupted step. `zero`: the modality is marked absent there, so the model does not read the
     zeros. `last value`: the previous value repeats and is marked present, as a frozen device would deliver it."""
@@ -65,16 +67,28 @@ def register(
     stage: Stage = "features",
     unit: Literal["rate", "severity"] = "severity",
     levels: tuple[float, ...] | None = None,
+    label: str | None = None,
     **traits: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Function decorator: offer a corruption under a name. ``traits`` are the other fields of Corruption."""
+    """Function decorator: offer a corruption under a name. ``traits`` are the other fields of Corruption.
+
+    Args:
+        label: None: the name in words.
+    """
     if name in _CORRUPTIONS:
         raise ValueError(f"corruption {name!r} is registered twice")
     chosen = levels if levels is not None else RATES[:9] if unit == "rate" else SEVERITIES
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         _CORRUPTIONS[name] = Corruption(
-            name=name, apply=function, stage=stage, unit=unit, levels=chosen, source=source, **traits
+            name=name,
+            apply=function,
+            stage=stage,
+            unit=unit,
+            levels=chosen,
+            source=source,
+            label=label or name.replace("_", " "),
+            **traits,
         )
         return function
 

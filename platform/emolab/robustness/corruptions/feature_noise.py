@@ -34,7 +34,7 @@ def _normal(request: FeatureRequest) -> NDArray[np.float32]:
     return np.asarray(generator.standard_normal(request.observed.features.shape, dtype=np.float32), dtype=np.float32)
 
 
-@register("gaussian", source="features: k training standard deviations")
+@register("gaussian", label="Gaussian noise", source="features: k training standard deviations")
 def gaussian(request: FeatureRequest) -> Observed:
     """Additive noise, independent for every step and feature."""
     clean = request.observed
@@ -43,7 +43,9 @@ def gaussian(request: FeatureRequest) -> Observed:
     return Observed(features=np.asarray(clean.features + scale * noise, dtype=np.float32), present=clean.present)
 
 
-@register("time_shift", random=False, source="features: the stream arrives 1, 2, 3, 5 or 8 steps late")
+@register(
+    "time_shift", label="arriving late", random=False, source="features: the stream arrives 1, 2, 3, 5 or 8 steps late"
+)
 def time_shift(request: FeatureRequest) -> Observed:
     """Step t holds what belongs to an earlier step; the first steps, for which nothing has arrived, are absent."""
     clean = request.observed
@@ -61,7 +63,9 @@ def frozen_steps(request: FeatureRequest) -> Observed:
     return repeat_last(request.observed, draws < _at(FROZEN_PROBABILITY, request))
 
 
-@register("session_swap", source="features: 20 to 100 % of the session from another one")
+@register(
+    "session_swap", label="another session's values", source="features: 20 to 100 % of the session from another one"
+)
 def session_swap(request: FeatureRequest) -> Observed:
     """A contiguous run holds the values of a donor session at the same steps (repeated if the donor is shorter).
 
@@ -84,7 +88,9 @@ def session_swap(request: FeatureRequest) -> Observed:
     )
 
 
-@register("speckle", validation_only=True, source="ImageNet-C's held-out speckle noise, on features")
+@register(
+    "speckle", label="speckle noise", validation_only=True, source="ImageNet-C's held-out speckle noise, on features"
+)
 def speckle(request: FeatureRequest) -> Observed:
     """Multiplicative noise, independent for every step and feature."""
     clean = request.observed

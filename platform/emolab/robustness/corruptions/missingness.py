@@ -28,6 +28,7 @@ def _without(observed: Observed, missing: NDArray[np.bool_]) -> Observed:
 
 @register(
     "frame_missing",
+    label="missing steps",
     unit="rate",
     levels=RATES,
     fill="zero",
@@ -39,7 +40,15 @@ def frame_missing(request: FeatureRequest) -> Observed:
     return _without(request.observed, draws < request.variant.level)
 
 
-@register("step_missing", unit="rate", levels=RATES[:7], fill="zero", joint=True, source="P2: GCNet, CPM-Nets")
+@register(
+    "step_missing",
+    label="missing steps, never all at once",
+    unit="rate",
+    levels=RATES[:7],
+    fill="zero",
+    joint=True,
+    source="P2: GCNet, CPM-Nets",
+)
 def step_missing(request: FeatureRequest) -> Observed:
     """Modalities of a step go missing, but never all that were observed.
 
@@ -57,19 +66,21 @@ def step_missing(request: FeatureRequest) -> Observed:
     return _without(request.observed, (draws < probability) & ~safe & (count > 1))
 
 
-@register("absent", levels=(1.0,), fill="zero", random=False, source="P3: MMIN (2021)")
+@register("absent", label="absent throughout", levels=(1.0,), fill="zero", random=False, source="P3: MMIN (2021)")
 def absent(request: FeatureRequest) -> Observed:
     """The whole session lacks the modality; the fixed patterns of P3 are made of it."""
     return _without(request.observed, np.ones(request.session.num_steps, dtype=np.bool_))
 
 
-@register("burst_missing", unit="rate", fill="zero", source="P5: camera off, muted microphone")
+@register(
+    "burst_missing", label="missing in two runs", unit="rate", fill="zero", source="P5: camera off, muted microphone"
+)
 def burst_missing(request: FeatureRequest) -> Observed:
     """Two contiguous runs, one in each half of the session, absent."""
     return _without(request.observed, two_runs(request.session.num_steps, request.variant.level, request.stream()))
 
 
-@register("burst_frozen", unit="rate", fill="last value", source="P5: frozen device")
+@register("burst_frozen", label="frozen in two runs", unit="rate", fill="last value", source="P5: frozen device")
 def burst_frozen(request: FeatureRequest) -> Observed:
     """Two contiguous runs in which the last value before the run repeats and passes for a real one."""
     frozen = two_runs(request.session.num_steps, request.variant.level, request.stream())
@@ -84,7 +95,7 @@ def repeat_last(observed: Observed, frozen: NDArray[np.bool_]) -> Observed:
     return Observed(features=features, present=observed.present & (source >= 0))
 
 
-@register("label_missing", unit="rate", fill="zero", source="P6: MultiModN (2023)")
+@register("label_missing", label="missing by class", unit="rate", fill="zero", source="P6: MultiModN (2023)")
 def label_missing(request: FeatureRequest) -> Observed:
     """Missing not at random: every second class (which ones, the seed decides) loses steps first.
 
@@ -98,7 +109,7 @@ def label_missing(request: FeatureRequest) -> Observed:
     return _without(request.observed, request.stream().uniform("steps", len(labels)) < probability)
 
 
-@register("speaker_missing", unit="rate", fill="zero", source="P6: MultiModN (2023)")
+@register("speaker_missing", label="missing by speaker", unit="rate", fill="zero", source="P6: MultiModN (2023)")
 def speaker_missing(request: FeatureRequest) -> Observed:
     """Missing not at random: about half of the speakers (a function of speaker and seed) lose steps first, with the
     probabilities of `label_missing`."""
