@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,6 +171,21 @@ def test_the_report_is_rebuilt_from_the_tracker_alone(finished: Finished, tmp_pa
     assert {name.partition(".")[0] for name in ours} == {
         "table-ii", "differences-accuracy", "differences-macro-f1", "lemma-1", "theorem-1", "cells",
     }  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_that_is_printed_rebuilds_the_report(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output folder is not the usual one, and neither is the working folder."""
+    (again,) = [line for text in finished.lines for line in text.splitlines() if line.startswith("again ")]
+    words = shlex.split(again.removeprefix("again"))
+    assert words[1].endswith("jobs/report.py")
+    settings, _ = parse(ReportSettings, words[2:], description="")
+    monkeypatch.chdir(tmp_path)
+    write_report(settings, report=lambda _: None)
+    assert (tmp_path / "report.html").read_bytes() == (finished.folder / "report.html").read_bytes()
 
 
 @pytest.mark.ray
@@ -577,6 +593,52 @@ def test_the_ranking_sentence_follows_from_the_scores() -> None:
     other = judged({"mult": [0.6, 0.6], "edu_emotionnet": [0.9, 0.9]})
     assert "edu_emotionnet first, came out" in other.ranking_sentence()
     assert "0 favour mult and 1 the other" in other.ranking_sentence()
+
+
+def test_the_headline_claims_no_more_than_the_seeds_support() -> None:
+    """Of two seeds, one by chance far better: the weights differ beyond doubt, the models need not."""
+    scores = {"edu_emotionnet": [0.9, 0.6], "mult": [0.6, 0.55], "misa": [0.3, 0.32]}
+    analysis = judged(scores)
+    rows = {row.model: row for row in analysis.differences["macro_f1"]}
+    row = rows["mult"]
+    assert row.adjusted_p is not None and row.adjusted_p <= 0.05
+    assert row.adjusted_t_p is not None and row.adjusted_t_p > 0.05
+    assert row.verdict == "better (these weights)"
+    sentence = analysis.ranking_sentence()
+    assert "0 favour edu_emotionnet and 0 the other model" in sentence
+    assert "2 more hold for these very weights (bootstrap) and not for other seeds" in sentence
+    least = min(row.t_test.detectable_difference for row in rows.values() if row.t_test is not None)
+    assert f"with 2 seeds the t-test finds differences from {least:.3f} upwards" in sentence
+    (single,) = judged({"edu_emotionnet": [0.5], "mult": [0.9]}).differences["macro_f1"]
+    assert single.t_test is None and single.verdict == "worse (these weights)"
+    assert "with one seed there is no test" in judged({"edu_emotionnet": [0.5], "mult": [0.9]}).ranking_sentence()
+
+
+@given(data=st.data())
+def test_a_verdict_never_contradicts_the_t_test(data: st.DataObject) -> None:
+    seeds = data.draw(st.integers(1, 3))
+    share = st.floats(0.3, 0.9)
+    scores = {name: [data.draw(share) for _ in range(seeds)] for name in ("edu_emotionnet", "mult")}
+    for rows in judged(scores, sessions=20).differences.values():
+        for row in rows:
+            if row.verdict.startswith("reference"):
+                assert row.adjusted_t_p is not None and row.adjusted_t_p <= 0.05
+                assert row.t_test is not None
+                assert (row.t_test.difference > 0) == (row.verdict == "reference better")
+
+
+def test_tables_of_differences_have_room_on_the_page_and_all_columns_in_the_files() -> None:
+    analysis = judged({"edu_emotionnet": [0.8, 0.7, 0.75], "mult": [0.6, 0.65, 0.7]})
+    page = comparison_page(analysis).decode()
+    sections = dict(re.findall(r"<section><h2>(.*?)</h2>(.*?)</section>", page, re.DOTALL))
+    shown: set[str] = set()
+    for kind in ("sessions", "seeds"):
+        heads = re.findall(
+            r"<th(?: [^>]*)?>(.*?)</th>", sections[f"edu_emotionnet against each model: macro-F1, over {kind}"]
+        )
+        assert len(heads) <= 9
+        shown |= set(heads)
+    assert shown == set(comparison_tables(analysis)["Differences macro-F1"].columns)
 
 
 def test_differences_are_those_of_the_table_and_corrected_for_their_number() -> None:

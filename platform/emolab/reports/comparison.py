@@ -12,7 +12,7 @@ from edu_emotionnet import zoo
 from emolab.reports.comparison_figures import class_scores, differences, loss_curves, modality_weights
 from emolab.reports.comparison_text import class_prior, header_lines
 from emolab.reports.comparison_theory import theory_sections, theory_tables
-from emolab.reports.page import Measured, Section, TableData, page
+from emolab.reports.page import Measured, Section, Styled, TableData, page
 from emolab.reports.tables import to_csv, to_latex
 from emolab.studies.bootstrap import Metric
 from emolab.studies.comparison_analysis import Analysis, Difference
@@ -106,7 +106,8 @@ def _score_row(analysis: Analysis, model: str, planned: int) -> list[Any]:
         return [model, None, None, f"0/{planned}", None, None, causal, None]
     scores = [Measured(row.scores[metric].mean, row.scores[metric].deviation) for metric in _NAMES]
     runs = " ".join(run_id[:8] for run_id in row.run_ids)
-    return [model, *scores, f"{row.seeds}/{planned}", row.parameters, round(row.training_seconds, 1), causal, runs]
+    seconds = round(row.training_seconds, 1)
+    return [model, *scores, f"{row.seeds}/{planned}", row.parameters, seconds, causal, Styled(runs, "ids")]
 
 
 _SCORES_TEXT = (
@@ -124,18 +125,33 @@ def _difference_sections(analysis: Analysis, metric: Metric) -> list[Section]:
     reference = analysis.comparison.reference
     figure = differences(intervals, reference=reference, metric=_NAMES[metric]) if intervals else None
     name, text = _NAMES[metric], _DIFFERENCES_TEXT if metric == "macro_f1" else ""
+    table, title = _differences(rows), f"{reference} against each model: {name}"
+    by_seed = any(row.t_test for row in rows)
     return [
-        Section(title=f"{reference} against each model: {name}", text=text, table=_differences(rows), figure=figure)
+        Section(title=f"{title}, over sessions", text=text, table=_columns(table, _BY_SESSION), figure=figure),
+        *([Section(title=f"{title}, over seeds", table=_columns(table, _BY_SEED))] if by_seed else []),
     ]
 
 
 _DIFFERENCES_TEXT = (
     "Reference minus model. Intervals and p: paired bootstrap over test sessions of the score averaged over seeds; "
-    "p Holm is adjusted for all models compared, and the verdict is at 5 %. Speakers: the same with speakers "
-    "resampled, wider where speakers differ. t, p t: paired t-test over the seeds in common, as in the paper, with its "
-    "power for the difference observed and the difference it would find with power 0.8. The bootstrap speaks of other "
-    "sessions and these very weights, the t-test of other seeds and these very sessions."
+    "p Holm is adjusted for all models compared. Speakers: the same with speakers resampled, wider where speakers "
+    "differ. t, p t: paired t-test over the seeds in common, as in the paper, with its power for the difference "
+    "observed and the difference it would find with power 0.8. The bootstrap speaks of other sessions and these very "
+    "weights, the t-test of other seeds and these very sessions. The verdict, at 5 %, is for or against the reference "
+    "where both tests agree after Holm; where the bootstrap alone decides it holds for these weights."
 )
+
+
+def _columns(table: TableData, wanted: Sequence[str]) -> TableData:
+    """Some columns of a table: a page has no room for all of those that files for other programs hold."""
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    wrapped = [row | {"verdict": Styled(row["verdict"], "ids")} for row in rows]
+    return TableData(columns=wanted, rows=[[row[name] for name in wanted] for row in wrapped])
+
+
+_BY_SESSION = ("model", "difference", "low", "high", "p", "p Holm", "speakers low", "speakers high", "verdict")
+_BY_SEED = ("model", "difference", "t", "p t", "p t Holm", "power", "detectable", "seeds", "verdict")
 
 
 def _differences(rows: Sequence[Difference]) -> TableData:
@@ -199,9 +215,9 @@ def _cells(analysis: Analysis) -> TableData:
                 last.get("kept_macro_f1"),
                 last.get("epoch"),
                 round(metrics["training_seconds"], 1) if "training_seconds" in metrics else None,
-                cell.opened or None,
-                cell.run_id,
-                cell.failure or None,
+                Styled(cell.opened, "ids") if cell.opened else None,
+                Styled(cell.run_id, "ids"),
+                Styled(cell.failure) if cell.failure else None,
             ]
         )
     columns = [

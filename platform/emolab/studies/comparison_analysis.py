@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -54,10 +54,18 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """In words, at 5 % after Holm."""
+        """In words, at 5 % after Holm: a model is better where other sessions and other seeds would say so too."""
         if self.adjusted_p is None or self.by_session is None or self.adjusted_p > ALPHA:
             return "undecided"
-        return "reference better" if self.by_session.value > 0 else "reference worse"
+        word = "better" if self.by_session.value > 0 else "worse"
+        return f"reference {word}" if self._seeds_agree else f"{word} (these weights)"
+
+    @property
+    def _seeds_agree(self) -> bool:
+        """Whether the t-test over seeds finds the difference as well. Not with a single seed; hardly with two."""
+        if self.adjusted_t_p is None or self.t_test is None or self.by_session is None:
+            return False
+        return self.adjusted_t_p <= ALPHA and self.t_test.difference * self.by_session.value > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,23 @@ class Analysis:
             f"The paper's ranking, {CLAIMED_FIRST} first, {found}: it is number {place} of {len(order)} by mean test "
             f"macro-F1 ({scores[CLAIMED_FIRST]:.4f}){leader}; of the {len(verdicts)} differences from "
             f"{self.comparison.reference}, {verdicts.count('reference better')} favour {self.comparison.reference} and "
-            f"{verdicts.count('reference worse')} the other model at {ALPHA:.0%} (bootstrap over sessions, Holm)."
+            f"{verdicts.count('reference worse')} the other model at {ALPHA:.0%}, over sessions (bootstrap) and over "
+            f"seeds (paired t-test) alike, both after Holm.{self._reservation(verdicts)}"
+        )
+
+    def _reservation(self, verdicts: Sequence[str]) -> str:
+        """What differences between these very weights do not show of their models, and what the seeds could show."""
+        unsettled = sum(verdict.endswith("(these weights)") for verdict in verdicts)
+        if not unsettled:
+            return ""
+        tests = [difference.t_test for difference in self.differences["macro_f1"] if difference.t_test is not None]
+        able = "with one seed there is no test"
+        if tests:
+            seeds, least = min(test.seeds for test in tests), min(test.detectable_difference for test in tests)
+            able = f"with {seeds} seeds the t-test finds differences from {least:.3f} upwards (power 0.8)"
+        return (
+            f" {unsettled} more hold{'s' * (unsettled == 1)} for these very weights (bootstrap) and not for other "
+            f"seeds: {able}."
         )
 
     def trained_late(self) -> int:
