@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from tests.conftest import REPOSITORY
-from tests.registry.promotion_lab import NAME, Lab, build, committed, enter, gates_file
+from tests.registry.promotion_lab import NAME, Lab, build, committed, enter, gates_file, sweep
 from tests.training.test_loop import settings_for
 
+from emolab.configuration import parse
 from emolab.names import UserError
 from emolab.registry import aliases, promotion
 from emolab.registry.aliases import Move, move, promoting, recover, standing
@@ -30,7 +32,9 @@ from emolab.registry.measurement import Served, measure
 from emolab.registry.promotion import PromoteSettings, promote, roll_back
 from emolab.registry.records import PROMOTED, REPLACED, VERDICT
 from emolab.registry.verdict import Missing, Verdict
-from emolab.studies.test_split import OPENED_BY, OPENINGS
+from emolab.sessions.manifest import read_manifest
+from emolab.studies.robustness import RobustnessSettings
+from emolab.studies.test_split import OPENED_BY, OPENINGS, openings
 from emolab.training.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -71,6 +75,13 @@ def attempt(lab: Lab, role: str, gates: Path, *, dry_run: bool = False, **values
 
 HARMLESS = {"most_single_loss": 1.0, "area_margin": 1.0, "least_area": 0.0}
 """Gates that even a fragile model passes, where a test is about something else."""
+
+
+NO_SWEEP = {
+    "calibration": {"most_error": None},
+    "missing_modalities": {"least_area": None, "area_margin": None, "most_single_loss": None},
+}
+"""Gates that ask for no sweep."""
 
 
 def outcomes(verdict: Verdict) -> dict[str, str]:
@@ -152,7 +163,8 @@ def settings_of(lab: Lab, version: ModelVersion, gates: Path, **values: Any) -> 
 def test_nothing_is_promoted_on_missing_evidence_and_the_test_split_is_opened_once(
     lab: Lab, tmp_path: Path, one_line: Callable[..., None]
 ) -> None:
-    version, gates = fresh(lab, lab.data, seed=77), gates_file(tmp_path)
+    lax = {"missing_modalities": HARMLESS, "calibration": {"most_error": 1.0}}
+    version, gates = fresh(lab, lab.data, seed=77), gates_file(tmp_path, floors={"macro_f1": 1.0}, **lax)
     verdict = promote(settings_of(lab, version, gates), dry_run=False, report=lambda _: None)
     absent = {name for name, outcome in outcomes(verdict).items() if outcome == "missing evidence"}
     assert absent == {
@@ -171,6 +183,7 @@ def test_nothing_is_promoted_on_missing_evidence_and_the_test_split_is_opened_on
     lines: list[str] = []
     promote(evaluated, dry_run=True, report=lines.append)
     assert OPENINGS not in lab.tracker.read(version.run_id).tags
+    sweep(version.run_id, lab.data, lab.output, lab.tracker)
     for _ in range(2):
         verdict = promote(evaluated, dry_run=False, report=lines.append)
     tags = lab.tracker.read(version.run_id).tags
@@ -179,7 +192,8 @@ def test_nothing_is_promoted_on_missing_evidence_and_the_test_split_is_opened_on
     assert sum("opened for" in line for line in lines) == 1
     assert outcomes(verdict)["test_split_opened_once"] == "passed"
     assert outcomes(verdict)["clean_commit"] == "passed"
-    assert outcomes(verdict)["calibration"] == "missing evidence"
+    assert "missing evidence" not in outcomes(verdict).values()
+    assert "macro_f1" in obstacles(verdict)
     assert lab.aliases() == (None, None)
 
     lab.tracker.resume(version.run_id).set_tags({OPENINGS: "2"})  # as an interrupted opening leaves it
@@ -187,11 +201,53 @@ def test_nothing_is_promoted_on_missing_evidence_and_the_test_split_is_opened_on
     assert outcomes(verdict)["test_split_opened_once"] == "failed"
 
 
+def test_the_test_split_stays_closed_while_evidence_is_missing_that_it_would_not_bring(
+    lab: Lab, tmp_path: Path
+) -> None:
+    version, gates = fresh(lab, lab.data, seed=79), gates_file(tmp_path)
+    before = openings(lab.tracker, read_manifest(lab.data).digest)
+    lines: list[str] = []
+    settings = settings_of(lab, version, gates, evaluate=str(lab.data))
+    verdict = promote(settings, dry_run=False, report=lines.append)
+    lacking = "calibration, missing_rate_area, worst_single_modality_loss"
+    assert f"test split stays closed, since it would not bring what is missing for: {lacking}" in lines
+    assert OPENINGS not in lab.tracker.read(version.run_id).tags
+    assert openings(lab.tracker, read_manifest(lab.data).digest) == before
+    untested = next(g.sentence for g in verdict.gates if g.name == "macro_f1")
+    assert untested.endswith(f"stays closed while it lacks other evidence: {lacking}.")
+
+
+def test_what_to_do_next_can_be_pasted_as_it_stands(lab: Lab, tmp_path: Path) -> None:
+    version = fresh(lab, lab.data, seed=80)
+    gates = gates_file(tmp_path, missing_modalities={"rates": [0.0, 0.3, 0.6]})
+    lines: list[str] = []
+    promote(settings_of(lab, version, gates), dry_run=True, report=lines.append)
+    told = [shlex.split(line.removeprefix("next    ")) for line in lines if line.startswith("next ")]
+    assert [Path(words[1]).name for words in told] == ["robustness.py", "promote.py"]
+    swept, _ = parse(RobustnessSettings, told[0][2:], description="")
+    assert (swept.models, swept.suite) == ((version.uri,), "promotion")
+    assert (swept.data, swept.output) == (str(lab.data), str(lab.output))  # the data are known from the training
+    settings, _ = parse(PromoteSettings, told[1][2:], description="")
+    assert settings == settings_of(lab, version, gates, evaluate=str(lab.data))
+    sweep(version.run_id, lab.data, lab.output, lab.tracker)  # as the first of them, by a smaller suite
+    lines.clear()
+    promote(settings, dry_run=False, report=lines.append)
+    assert lab.tracker.read(version.run_id).tags[OPENINGS] == "1"
+    assert not [line for line in lines if line.startswith("next ")]
+
+
+def test_rates_that_the_suite_does_not_have_need_a_suite_of_ones_own(lab: Lab, tmp_path: Path) -> None:
+    rare = gates_file(tmp_path, missing_modalities={"rates": [0.0, 0.55]})
+    _, lines = attempt(lab, "first", rare, dry_run=True)
+    (told,) = [line for line in lines if line.startswith("next ")]
+    assert f"sweep {lab.versions['first'].uri} over a suite of yours with the missing rates 0, 0.55" in told
+
+
 def test_evidence_for_another_data_set_is_no_evidence(
     lab: Lab, make_dataset: Callable[..., Any], tmp_path: Path, one_line: Callable[..., None]
 ) -> None:
     other, _ = make_dataset(seed=3)
-    version, gates = fresh(lab, other, seed=5), gates_file(tmp_path)
+    version, gates = fresh(lab, other, seed=5), gates_file(tmp_path, **NO_SWEEP)
     with pytest.raises(UserError) as error:
         promote(settings_of(lab, version, gates, evaluate=str(lab.data)), dry_run=False, report=lambda _: None)
     one_line(error, "trained on another data set", str(lab.data))

@@ -25,6 +25,8 @@ from emolab.studies.bootstrap import DifferenceInterval, metric_difference
 
 ROLLED_BACK = "emolab.rolled_back"
 """Tag of a version: when it was taken back, and why."""
+NEED_THE_TEST = ("test_split_opened_once", "macro_f1", "class_recall", "not_worse_than_champion")
+"""Gates whose evidence is the result on the test split; an opening brings none for the others."""
 COMPARED = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
 
 

@@ -23,11 +23,13 @@ from emolab.registry.evaluation import evaluate_once
 from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather
 from emolab.registry.gates import SHIPPED, Gates, load_gates
 from emolab.registry.judged import Judged
-from emolab.registry.judgement import ROLLED_BACK, judge
+from emolab.registry.judgement import NEED_THE_TEST, ROLLED_BACK, judge
 from emolab.registry.lookup import ModelVersion, find_version
 from emolab.registry.measurement import machine, measure
+from emolab.registry.next_steps import next_steps
 from emolab.registry.records import REPLACED, record_verdict, tag_promoted
 from emolab.registry.verdict import GateResult, Missing, Verdict
+from emolab.sessions.manifest import read_manifest
 from emolab.studies.test_split import openings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, existing_tracker
@@ -85,7 +87,7 @@ def promote(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str],
                 record_verdict(judged, tracker, run, output, report)
                 if judged.verdict.passed:
                     _move(judged.verdict, tracker, run)
-    _conclude(judged.verdict, tracker, report, dry_run=dry_run)
+    _conclude(settings, judged, tracker, report, dry_run=dry_run)
     return judged.verdict
 
 
@@ -155,14 +157,17 @@ def _judge(
     rates = gates.missing_modalities.rates
     with tempfile.TemporaryDirectory() as temporary:
         fetched = [fetch(tracker, version, Path(temporary) / version.version) for version in versions]
+        if settings.evaluate:
+            _check_data(fetched[0], Path(settings.evaluate))
         served = measure(fetched[0].folder, steps=gates.serving.session_steps)
         mine, *others = [gather(tracker, registered, rates) for registered in fetched]
         other = others[0] if others else None
         results = judge(gates, mine, other, served, promotion=run.run_id)
         if settings.evaluate and not dry_run:
-            closed = _not_worth_opening(gates, results)
+            closed = _why_closed(gates, results)
             if closed:
-                report(f"test split stays closed: {', '.join(closed)}")
+                for why, names in closed.items():
+                    report(f"test split stays closed{_CLOSED[why]}: {', '.join(names)}")
                 mine = _kept_from_the_test(mine, closed)
             else:
                 _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
@@ -183,21 +188,43 @@ def _judge(
     return Judged(verdict=verdict, gates=gates, challenger=mine, champion=other, served=served)
 
 
-def _not_worth_opening(gates: Gates, results: Sequence[GateResult]) -> list[str]:
-    """A model meets the test split once: not while it fails anyway, nor by code that would spoil the evidence."""
+_CLOSED = {"fails anyway": "", "lacks other evidence": ", since it would not bring what is missing for"}
+"""Why a model does not meet the test split -> how the gates that it is kept from are introduced."""
+
+
+def _why_closed(gates: Gates, results: Sequence[GateResult]) -> dict[str, list[str]]:
+    """A model meets the test split once: not while it fails anyway or lacks what the test would not bring, nor by
+    code that would spoil the evidence.
+
+    Returns:
+        A key of _CLOSED -> gates; empty where the split may be opened.
+    """
     failed = [result.name for result in results if result.outcome == "failed"]
     if gates.provenance.clean_commit and code_version().get("emolab.git_clean") != "true":
         failed.append("clean_commit, because this code is not committed")
-    return failed
+    lacking = [r.name for r in results if r.outcome == "missing evidence" and r.name not in NEED_THE_TEST]
+    found = {"fails anyway": failed, "lacks other evidence": lacking}
+    return {why: names for why, names in found.items() if names}
 
 
-def _kept_from_the_test(evidence: Evidence, closed: Sequence[str]) -> Evidence:
+def _kept_from_the_test(evidence: Evidence, closed: Mapping[str, Sequence[str]]) -> Evidence:
     """The same with the reason why --evaluate opened nothing, instead of the advice to give --evaluate."""
     if isinstance(evidence.tested, Tested):
         return evidence
     uri = evidence.version.uri
-    reason = f"{uri} has not met the test split, which stays closed while it fails anyway: {', '.join(closed)}"
+    why, names = next(iter(closed.items()))
+    reason = f"{uri} has not met the test split, which stays closed while it {why}: {', '.join(names)}"
     return replace(evidence, tested=Missing(reason=reason))
+
+
+def _check_data(registered: RegisteredWeights, data: Path) -> None:
+    """Refuse another data set before anything is judged.
+
+    Raises:
+        UserError: it is not the one that the model was trained on, or none at all.
+    """
+    if read_manifest(data).digest != registered.dataset:
+        raise UserError(f"{registered.version.uri} was trained on another data set than {data}: give that one")
 
 
 def _evaluate(
@@ -249,8 +276,13 @@ def _tag(tracker: MLflowTracker, name: str, version: str, tag: str) -> str:
     return tags.get(tag, "")
 
 
-def _conclude(verdict: Verdict, tracker: MLflowTracker, report: Callable[[str], None], *, dry_run: bool) -> None:
+def _conclude(
+    settings: PromoteSettings, judged: Judged, tracker: MLflowTracker, report: Callable[[str], None], *, dry_run: bool
+) -> None:
+    verdict, steps = judged.verdict, next_steps(settings, judged, tracker)
     if dry_run:
+        for step in steps:
+            report(f"next    {step}")
         report(f"dry run, nothing was changed: {verdict.summary}")
         return
     if verdict.passed:
@@ -258,4 +290,6 @@ def _conclude(verdict: Verdict, tracker: MLflowTracker, report: Callable[[str], 
         report(f"promoted: models:/{verdict.model}@champion is version {verdict.version}{kept}")
     else:
         report(f"refused: {verdict.summary}; the champion stays {verdict.champion or 'unset'}")
+    for step in steps:
+        report(f"next    {step}")
     report(f"run     {verdict.run_id}\nlook    {tracker.instructions()}")

@@ -94,10 +94,10 @@ def _sweep(tracker: MLflowTracker, sweep: str, run_id: str, weights: str) -> Swe
 
 
 def no_sweep(uri: str, *, covering: str = "") -> str:
-    """That a version lacks a sweep, and the command that makes one."""
+    """That a version lacks a sweep, and which job makes one."""
     return (
-        f"no tracked sweep of these weights on this test split{covering}: run jobs/robustness.py --suite promotion "
-        f"--model {uri} --data DATA"
+        f"no tracked sweep of these weights on this test split{covering}: jobs/robustness.py makes one of {uri} with "
+        "--suite promotion"
     )
 
 
