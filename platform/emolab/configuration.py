@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emolab.limits import YAML_BYTES, load_yaml, read_bytes
+from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
 from emolab.names import UserError, nearest
 from emolab.redaction import masked_key, redact_output, redacted
 
@@ -187,7 +187,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        UserError: missing, unreadable, too large, not YAML, or not a mapping.
+        UserError: missing, unreadable, too large, not YAML, with a key twice, or not a mapping.
     """
     try:
         values = load_yaml(read_bytes(path, most=YAML_BYTES, what="written by hand").decode())
@@ -195,6 +195,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
@@ -253,6 +255,8 @@ def _dotted(override: str) -> dict[str, Any]:
 def _value(text: str, where: str) -> Any:
     try:
         return load_yaml(text)
+    except RepeatedKeyError as error:
+        raise UserError(f"cannot read the value of {where!r}: {error}") from None
     except yaml.YAMLError:
         raise UserError(f"cannot read the value of {where!r}") from None
 

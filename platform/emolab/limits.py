@@ -37,10 +37,15 @@ def read_bytes(path: Path, *, most: int, what: str) -> bytes:
     return content
 
 
+class RepeatedKeyError(yaml.YAMLError):
+    """A mapping has a key more than once. YAML forbids it, its reader lets the last one win."""
+
+
 def load_yaml(text: str) -> Any:
     """A YAML document as plain values.
 
     Raises:
+        RepeatedKeyError: a key is there twice, and in which lines.
         yaml.YAMLError: not YAML, or one whose values are nested or repeated beyond reason.
     """
     loader = yaml.SafeLoader(text)
@@ -68,8 +73,21 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)] = 0
     below = []
     if isinstance(node, yaml.MappingNode):
+        _refuse_repeated_keys(node)
         below = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
     known[id(node)] = 1 + sum(_values(part, known) for part in below)
     return known[id(node)]
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    lines: dict[tuple[str, str], list[int]] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            lines.setdefault((key.tag, key.value), []).append(key.start_mark.line + 1)
+    for (_, name), found in lines.items():
+        if len(found) > 1:
+            *first, last = dict.fromkeys(found)
+            where = f"lines {', '.join(map(str, first))} and {last}" if first else f"line {last}"
+            raise RepeatedKeyError(f"{name[:60]!r} is there {len(found)} times, in {where}: keep one")

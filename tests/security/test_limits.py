@@ -16,11 +16,12 @@ from emolab.configuration import parse, read_yaml
 from emolab.corpora.media import Media
 from emolab.features.annotations import read_spans
 from emolab.features.transcripts import read_words
-from emolab.limits import TABLE_BYTES, YAML_BYTES, load_yaml, read_bytes
+from emolab.limits import TABLE_BYTES, YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
 from emolab.names import UserError
 from emolab.robustness.suites import load_suite
 from emolab.sessions.manifest import read_manifest
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.settings import TuneSettings
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in pairwise("abcdefghi")
@@ -54,12 +55,51 @@ def test_aliases_in_reason_are_read() -> None:
     assert load_yaml("") is None
 
 
+TWICE = {
+    "side by side": ("epochs: 1\nseed: 2\nepochs: 3\n", "'epochs' is there 2 times, in lines 1 and 3"),
+    "three times": ("a: 1\na: 2\na: 3\n", "'a' is there 3 times, in lines 1, 2 and 3"),
+    "deep in it": ("a:\n  - b: {c: 1}\n  - {low: 1, high: 2, low: 3}\n", "'low' is there 2 times, in line 3"),
+    "in what an alias stands for": ("a: &a\n  b: 1\n  b: 2\nc: *a\n", "'b' is there 2 times, in lines 2 and 3"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_key_that_is_there_twice_is_refused_with_its_file_and_lines(name: str, tmp_path: Path) -> None:
+    text, message = TWICE[name]
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    for reader in (read_yaml, load_suite):
+        with pytest.raises(UserError, match=rf"mine\.yaml: {message}: keep one"):
+            reader(file)
+    with pytest.raises(UserError, match="'corpus' is there 2 times, in line 1"):
+        parse(TuneSettings, ["prepare={corpus: a, corpus: b}"], description="")
+
+
+def test_the_same_key_of_two_mappings_or_of_another_kind_is_no_repetition() -> None:
+    assert load_yaml("a: {k: 1}\nb: {k: 2}\n") == {"a": {"k": 1}, "b": {"k": 2}}
+    assert load_yaml("1: a\n'1': b\n") == {1: "a", "1": "b"}
+    assert load_yaml("a: &a {k: 1}\nb: {<<: *a, k: 2}\n")["b"] == {"k": 2}
+
+
+def has_a_key_twice(node: yaml.Node | None) -> bool:
+    if isinstance(node, yaml.SequenceNode):
+        return any(has_a_key_twice(part) for part in node.value)
+    if not isinstance(node, yaml.MappingNode):
+        return False
+    keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    return len(set(keys)) < len(keys) or any(has_a_key_twice(part) for pair in node.value for part in pair)
+
+
 @given(st.text(max_size=60))
 def test_whatever_a_text_holds_it_is_read_as_pyyaml_would_or_refused(text: str) -> None:
     try:
         expected = yaml.safe_load(text)
     except Exception:
         with pytest.raises(yaml.YAMLError):
+            load_yaml(text)
+        return
+    if has_a_key_twice(yaml.compose(text)):
+        with pytest.raises(RepeatedKeyError):
             load_yaml(text)
     else:
         assert repr(load_yaml(text)) == repr(expected)

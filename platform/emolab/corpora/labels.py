@@ -27,7 +27,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from edu_emotionnet.conventions import IGNORED_LABEL
@@ -197,31 +196,13 @@ def _shipped(corpus: str) -> Path:
 
 
 def _from_yaml(path: Path) -> LabelTable:
-    values = read_yaml(path)  # refuses what is too large, or nested too deeply, for the reading below
-    _refuse_repeated_keys(path)
-    given = validate(_File, values, where=f"{path}: ")
+    given = validate(_File, read_yaml(path), where=f"{path}: ")
     named = {**given.labels, **given.utterances}
     classes = tuple(given.classes) if given.classes is not None else tuple(dict.fromkeys(named.values()))
     for key, name in named.items():
         if name not in classes:
             raise UserError(f"{path}: {key[:60]!r} has class {name[:60]!r}, which is not in classes")
     return LabelTable(classes=classes, by_label=given.labels, by_utterance=given.utterances)
-
-
-def _refuse_repeated_keys(path: Path) -> None:
-    """YAML lets the last of two equal keys win; here that would hide a contradiction."""
-    try:
-        root = yaml.compose(_read(path).decode(), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return  # reading it says what is wrong
-    if not isinstance(root, yaml.MappingNode):
-        return
-    for node in (root, *(value for _, value in root.value)):
-        if isinstance(node, yaml.MappingNode):
-            counts = Counter(str(key.value) for key, _ in node.value)
-            for key, count in counts.items():
-                if count > 1:
-                    raise UserError(f"{path}: {key[:60]!r} is there {count} times, expected once")
 
 
 def _from_csv(path: Path) -> LabelTable:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edu_emotionnet.conventions import MODALITIES
-from emolab.limits import YAML_BYTES, load_yaml, read_bytes
+from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
 from emolab.names import UserError, nearest
 from emolab.robustness.cells import Cell, cell_id, clean_cell, grid_cell_id
 from emolab.robustness.corruptions.catalog import Corruption, corruption
@@ -80,6 +80,8 @@ def load_suite(name_or_file: str | Path) -> Suite:
         raise UserError(f"unknown suite {str(name_or_file)!r}{near} (suites: {', '.join(shipped)}, or a YAML file)")
     try:
         return parse_suite(load_yaml(read_bytes(path, most=YAML_BYTES, what="a suite").decode()), where=path.name)
+    except RepeatedKeyError as error:
+        raise UserError(f"{path.name}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from None
 
