@@ -11,12 +11,14 @@ command again goes on where it stopped; more models or seeds are added to what i
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.studies.comparison import compare
-from emolab.studies.comparison_settings import CompareSettings, with_default_preset
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.studies.comparison import compare
+    from emolab.studies.comparison_settings import CompareSettings, with_default_preset
+
     settings, dry_run = parse(CompareSettings, with_default_preset(sys.argv[1:]), description=__doc__ or "")
     compare(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -6,11 +6,13 @@ python jobs/export.py --model runs/my-run --to exported --window 120
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.serving.device import ExportSettings, export
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.serving.device import ExportSettings, export
+
     settings, dry_run = parse(ExportSettings, sys.argv[1:], description=__doc__ or "")
     export(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

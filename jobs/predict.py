@@ -8,11 +8,13 @@ python jobs/predict.py --model models:/edu-emotionnet@champion --manifest new.cs
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.serving.batch import PredictSettings, predict
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.serving.batch import PredictSettings, predict
+
     settings, dry_run = parse(PredictSettings, sys.argv[1:], description=__doc__ or "")
     predict(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -8,12 +8,14 @@ python jobs/prepare.py --preset smoke
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.sessions.shards import describe
-from emolab.studies.preparation import PreparationSettings, prepare_and_report
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.sessions.shards import describe
+    from emolab.studies.preparation import PreparationSettings, prepare_and_report
+
     settings, dry_run = parse(PreparationSettings, sys.argv[1:], description=__doc__ or "")
     if dry_run:
         corpus = settings.build()

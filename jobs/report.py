@@ -6,11 +6,13 @@ python jobs/report.py --run 0123456789abcdef0123456789abcdef --tables tables tra
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.studies.report import ReportSettings, write_report
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.studies.report import ReportSettings, write_report
+
     settings, dry_run = parse(ReportSettings, sys.argv[1:], description=__doc__ or "")
     if not dry_run:
         write_report(settings, report=print)

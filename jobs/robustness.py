@@ -7,11 +7,13 @@ python jobs/robustness.py --model "[COMPARISON_RUN_ID, runs:/OTHER_ID]" --suite 
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.studies.robustness import RobustnessSettings, robustness
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.studies.robustness import RobustnessSettings, robustness
+
     settings, dry_run = parse(RobustnessSettings, sys.argv[1:], description=__doc__ or "")
     robustness(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

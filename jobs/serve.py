@@ -6,11 +6,13 @@ python jobs/serve.py --model runs/my-run --demo data/edusim-small --port 8000 --
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.serving.server import ServeSettings, serve_live
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.serving.server import ServeSettings, serve_live
+
     settings, dry_run = parse(ServeSettings, sys.argv[1:], description=__doc__ or "")
     serve_live(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -7,12 +7,14 @@ python jobs/train.py --preset small model.name=edu_emotionnet-tfl training.seed=
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.registry.training import train_and_register
-from emolab.training.recipe import TrainSettings
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.registry.training import train_and_register
+    from emolab.training.recipe import TrainSettings
+
     settings, dry_run = parse(TrainSettings, sys.argv[1:], description=__doc__ or "")
     train_and_register(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

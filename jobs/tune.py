@@ -7,12 +7,14 @@ ray job submit -- python jobs/tune.py --preset paper tuning.space=search_spaces/
 
 import sys
 
-from emolab.configuration import parse, run_job
-from emolab.studies.tuning import default_preset, tune
-from emolab.tuning.search import TuneSettings
+from emolab.job import run_job
 
 
 def main() -> None:
+    from emolab.configuration import parse
+    from emolab.studies.tuning import default_preset, tune
+    from emolab.tuning.search import TuneSettings
+
     settings, dry_run = parse(TuneSettings, sys.argv[1:], description=__doc__ or "", default_preset=default_preset)
     tune(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -7,10 +7,7 @@ flags (``--corpus mosi``), dotted overrides (``training.epochs=3``).
 from __future__ import annotations
 
 import argparse
-import errno
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,9 +16,10 @@ from typing import Any, NoReturn, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emolab.job import heed_interruption
 from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
 from emolab.names import UserError, nearest
-from emolab.redaction import masked_key, redact_output, redacted
+from emolab.redaction import masked_key, redacted
 
 
 class Settings(BaseModel):
@@ -57,6 +55,7 @@ def parse(
     Raises:
         UserError: anything unknown or ill-typed, with the key and the nearest valid one.
     """
+    heed_interruption()
     parser = _Parser(
         description=description, epilog=_help(settings), formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,59 +97,6 @@ def parse(
         sys.stdout.write(to_yaml(resolved))
         raise SystemExit(0)
     return resolved, options["dry_run"]
-
-
-def run_job(job: Callable[[], None]) -> NoReturn:
-    """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2.
-
-    A folder that cannot be written to is such a mistake, whichever part of the job meets it first. Ctrl-C and SIGTERM
-    (a job stopped by Ray, Kubernetes or a batch system) are an interruption, with the exit status that shells give
-    them. Nothing that the process prints from here on holds a secret.
-    """
-    redact_output()
-    stop = _Stop()
-    if threading.current_thread() is threading.main_thread():  # the only one that may say so
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        job()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in _UNUSABLE_PATH or error.filename is None:
-            raise
-        mistake = UserError(f"{error.filename}: {error.strerror}: name another folder, or make this one usable")
-        sys.stderr.write(f"error: {mistake}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: run the same command again to continue\n")
-        sys.exit(128 + stop.number)
-    sys.exit(0)
-
-
-class _Stop:
-    """Takes SIGTERM like Ctrl-C and remembers which it was: Ray raises a KeyboardInterrupt of its own for either."""
-
-    number: int = signal.SIGINT
-
-    def __call__(self, number: int, frame: object) -> NoReturn:
-        del frame
-        self.number = number
-        raise KeyboardInterrupt
-
-
-_UNUSABLE_PATH = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENOENT,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
-"""What the system says of a path that cannot be read or written as it stands."""
 
 
 def validate(settings: type[SettingsType], values: Mapping[str, Any], *, where: str = "") -> SettingsType:

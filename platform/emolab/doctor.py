@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from emolab.cluster import connected, joins_cluster
-from emolab.configuration import read_preset, run_job, validate
+from emolab.configuration import read_preset, validate
+from emolab.job import run_job
 from emolab.names import UserError
 from emolab.redaction import redact
 from emolab.sessions.manifest import FILE_NAME, read_manifest

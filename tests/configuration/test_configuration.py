@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emolab.configuration import parse, presets, read_preset, run_job, to_yaml, validate
+from emolab.configuration import parse, presets, read_preset, to_yaml, validate
+from emolab.job import run_job
 from emolab.names import UserError, checked_name, contained
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.search import TuneSettings

@@ -115,7 +115,7 @@ def test_a_configuration_is_printed_without_its_secrets() -> None:
 
 def test_what_a_crash_prints_holds_no_secret() -> None:
     code = (
-        "from emolab.configuration import run_job\n"
+        "from emolab.job import run_job\n"
         f"def job():\n    print('to', 'http://me:{SECRET}@host'); raise RuntimeError('http://me:{SECRET}@host')\n"
         "run_job(job)\n"
     )
