@@ -72,7 +72,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         temporary.replace(folder)
         _synchronise(folder.parent)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the checkpoint {folder}: {error}") from None
+        raise UserError(f"cannot write the checkpoint {folder}: {_reason(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -98,7 +98,7 @@ def load(folder: Path) -> Checkpoint:
             state=json.loads((folder / STATE).read_text()),
         )
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
+        raise UserError(f"checkpoint {folder} cannot be read: {_reason(error)}") from None
 
 
 class Checkpoints(ABC):
@@ -186,3 +186,7 @@ def _synchronise(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

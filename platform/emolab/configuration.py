@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emolab.job import heed_interruption
 from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
+from emolab.mistakes import explain, shown
 from emolab.names import UserError, nearest
 from emolab.redaction import masked_key, redacted
 
@@ -108,25 +109,7 @@ def validate(settings: type[SettingsType], values: Mapping[str, Any], *, where: 
     try:
         return settings.model_validate(values)
     except ValidationError as error:
-        raise UserError(where + explain(error, settings)) from None
-
-
-def explain(error: ValidationError, settings: type[BaseModel]) -> str:
-    """The first mistake of a validation error as one line.
-
-    A key that nobody knows comes first: it is usually the very key that is then said to be missing.
-    """
-    mistakes = error.errors(include_url=False)
-    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        known = _keys(settings, path[:-1])
-        return f"unknown key {key!r}{nearest(path[-1], known)} (valid here: {', '.join(known)})"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: {message}{given}{more}" if key else message + more
+        raise UserError(where + explain(error, settings, values)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -139,14 +122,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = load_yaml(read_bytes(path, most=YAML_BYTES, what="written by hand").decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, a YAML file is needed") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not text in UTF-8, a YAML file is needed") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RepeatedKeyError as error:
         raise UserError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if values is None:
+        raise UserError(f"{path}: is empty, expected a mapping of keys to values")
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, got {type(values).__name__}")
+        raise UserError(f"{path}: expected a mapping of keys to values, got {shown(values)}")
     return values
 
 
@@ -213,16 +202,6 @@ def _section(annotation: Any) -> type[BaseModel] | None:
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
-
-
-def _keys(settings: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = settings.model_fields.get(part)
-        section = _section(field.annotation) if field else None
-        if section is None:
-            return []
-        settings = section
-    return list(settings.model_fields)
 
 
 def _help(settings: type[BaseModel], prefix: str = "") -> str:

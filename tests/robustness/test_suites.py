@@ -60,19 +60,25 @@ def test_a_joint_corruption_knows_its_group():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "s", "sweep": []}, "sweep is not a setting, did you mean 'sweeps'"),
-        ({"name": "s", "sweeps": [{"corruption": "x", "rates": [1]}]}, "sweeps.0.rates is not a setting"),
+        ({"name": "s", "sweep": []}, "unknown key 'sweep', did you mean 'sweeps'"),
+        (
+            {"name": "s", "sweeps": [{"corruption": "x", "rates": [1]}]},
+            "unknown key 'sweeps.0.rates' .valid here: corruption, levels, modalities",
+        ),
         ({"name": "s", "sweeps": [{"corruption": "gausian"}]}, "did you mean 'gaussian'"),
         ({"name": "s", "sweeps": [{"corruption": "gaussian", "levels": [6]}]}, "no severity 6"),
         ({"name": "s", "sweeps": [{"corruption": "step_missing", "levels": [0.9]}]}, "no rate 0.9"),
         ({"name": "s", "sweeps": [{"corruption": "frame_missing", "levels": [-0.1]}]}, "greater than or equal to 0"),
-        ({"name": "s", "sweeps": [{"corruption": "frame_missing", "levels": ["much"]}]}, "valid number"),
+        (
+            {"name": "s", "sweeps": [{"corruption": "frame_missing", "levels": ["much"]}]},
+            "sweeps.0.levels.0: must be a number, got 'much'",
+        ),
         ({"name": "s", "sweeps": [{"corruption": "audio_babble"}]}, "when sessions are prepared"),
         ({"name": "s", "sweeps": [{"corruption": "speckle"}]}, "is kept for validation"),
         ({"name": "s", "purpose": "validation", "sweeps": [{"corruption": "gaussian"}]}, "is not kept for validation"),
         ({"name": "s", "grids": [{"instances": [{"corruption": "step_missing"}]}]}, "use it in sweeps, not in grids"),
         ({"name": "s", "seeds": []}, "seeds"),
-        ({}, "name: Field required"),
+        ({}, "name: is missing, a value is needed"),
         ([], "the file"),
     ],
 )

@@ -224,7 +224,9 @@ def _features(path: Path, width: int, labels: NDArray[np.int64]) -> NDArray[np.f
 def _lines(path: Path) -> list[str]:
     try:
         lines = read_bytes(path, most=TABLE_BYTES, what="a published table").decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not lines:
         raise UserError(f"{path} is empty")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edu_emotionnet.conventions import MODALITIES
 from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
+from emolab.mistakes import explain, shown
 from emolab.names import UserError, nearest
 from emolab.robustness.cells import Cell, cell_id, clean_cell, grid_cell_id
 from emolab.robustness.corruptions.catalog import Corruption, corruption
@@ -92,10 +93,12 @@ def parse_suite(values: Any, *, where: str = "suite") -> Suite:
     Raises:
         UserError: an unknown key (with the nearest known one), a wrong value, an unknown corruption or level.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: the file must be a mapping of keys to values, got {shown(values)}")
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_mistake(error)}") from None
+        raise UserError(f"{where}: {explain(error, Suite, values)}") from None
     for instance in _instances(suite):
         _check_instance(instance, suite, where)
     for grid in suite.grids:
@@ -123,15 +126,6 @@ def _check_instance(instance: Instance, suite: Suite, where: str) -> None:
     if chosen.validation_only != (suite.purpose == "validation"):
         kept = "is kept for validation" if chosen.validation_only else "is not kept for validation"
         raise UserError(f"{where}: {chosen.name!r} {kept}, but the purpose of the suite is {suite.purpose}")
-
-
-def _first_mistake(error: ValidationError) -> str:
-    mistake = error.errors()[0]
-    place = ".".join(str(part) for part in mistake["loc"]) or "the file"
-    if mistake["type"] == "extra_forbidden":
-        known = {name for model in (Suite, Sweep, Grid) for name in model.model_fields}
-        return f"{place} is not a setting{nearest(str(mistake['loc'][-1]), known)}"
-    return f"{place}: {mistake['msg']}, got {str(mistake.get('input'))[:60]!r}"
 
 
 def expand(suite: Suite, modalities: Sequence[str]) -> list[Cell]:

@@ -212,7 +212,9 @@ class _Finish:
         try:
             self.work.add(self.corpus, reference, session)
         except OSError as error:
-            raise _CannotWriteError(f"cannot write to {self.work.root}: {error}; run again to continue") from None
+            raise _CannotWriteError(
+                f"cannot write to {self.work.root}: {error.strerror or error}; run again to continue"
+            ) from None
 
 
 class _Loader:

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edu_emotionnet.conventions import FeatureStatistics
-from emolab.configuration import explain
 from emolab.corpora.corpus import Split
 from emolab.limits import TABLE_BYTES, read_bytes
+from emolab.mistakes import explain
 from emolab.names import UserError
 from emolab.sessions.schema import SCHEMA_VERSION
 

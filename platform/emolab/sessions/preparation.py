@@ -6,6 +6,7 @@ a work folder, where the protocol can look at all of it before anything is split
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -18,6 +19,7 @@ from emolab.configuration import Settings
 from emolab.corpora.catalog import corpus_class
 from emolab.corpora.corpus import SPLITS, Corpus, SessionReference, Split
 from emolab.locks import holding
+from emolab.mistakes import first_mistake
 from emolab.names import UserError, nearest
 from emolab.sessions.assembly import build_manifest, plan_shards, write_shards
 from emolab.sessions.facts import SessionFacts
@@ -83,11 +85,9 @@ class PrepareSettings(Settings):
         try:
             return TypeAdapter(corpus).validate_python(values)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise UserError(
-                f"options.{key}: {first['msg'].removeprefix('Value error, ')}" if key else first["msg"]
-            ) from None
+            line = first_mistake(error, values)
+            option = re.split(r"[.:=]", line, maxsplit=1)[0]
+            raise UserError(f"options.{line}" if option in known else line) from None
 
     def prepare(self, *, report: Callable[[str], None] = print) -> Manifest:
         """Make the data set; Ray must be connected.

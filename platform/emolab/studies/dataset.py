@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from emolab.names import UserError
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
 from emolab.sessions.preparation import PrepareSettings
 
@@ -26,8 +27,18 @@ def dataset(
         UserError: the data set is missing and the plan does not make it, or it cannot be made.
     """
     if plan is not None and will_be_made(data, plan):
+        _check(plan)
         report(f"data set {data} is missing and will be made: {plan.corpus} {plan.options}")
         if dry_run:
             return None
         plan.prepare(report=report)
     return read_manifest(Path(data))
+
+
+def _check(plan: PrepareSettings) -> None:
+    """Refuse a plan that cannot be carried out, by the key that the plan has in a study's configuration."""
+    try:
+        plan.build()
+    except UserError as error:
+        line = str(error)
+        raise UserError(f"prepare.{line}" if line.startswith("options.") else f"prepare: {line}") from None

@@ -12,6 +12,7 @@ from torch import nn
 
 from edu_emotionnet import zoo
 from emolab.configuration import Settings
+from emolab.mistakes import first_mistake, shown
 from emolab.names import nearest
 from emolab.sessions.manifest import Manifest, canonical_json
 
@@ -28,6 +29,8 @@ class ModelSettings(Settings, extra="allow"):
         if not isinstance(values, Mapping):
             return values
         name = values.get("name", "edu_emotionnet")
+        if not isinstance(name, str):
+            raise ValueError(f"name must be text, a model of {', '.join(zoo.ZOO)}, got {shown(name)}")
         options = {key: value for key, value in values.items() if key != "name"}
         return {"name": name} | asdict(_model_options(name, options))
 
@@ -68,10 +71,7 @@ def _model_options(name: str, options: Mapping[str, Any]) -> Any:
     try:
         return TypeAdapter(type(entry.config)).validate_python(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{place}: {message}" if place else message) from None
+        raise ValueError(first_mistake(error, values)) from None
 
 
 class TrainingSettings(Settings):

@@ -1,0 +1,181 @@
+"""A mistake in a configuration as one line in people's words, whatever the library that found it calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from emolab.names import nearest
+
+_LONGEST = 80
+"""Characters of a value that are shown."""
+
+_KINDS = {
+    "a whole number": ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
+    "a number": ("float_type", "float_parsing"),
+    "a finite number": ("finite_number",),
+    "true or false": ("bool_type", "bool_parsing"),
+    "text": ("string_type", "path_type"),
+    "a list": ("list_type", "tuple_type"),
+    "a section of keys": ("dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type"),
+    "null": ("none_required",),
+}
+_KIND_OF = {kind: words for words, kinds in _KINDS.items() for kind in kinds}
+_WORDS = {
+    "greater_than_equal": "must be greater than or equal to {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be less than or equal to {le}",
+    "less_than": "must be less than {lt}",
+    "too_short": "must have at least {min_length} value(s)",
+    "too_long": "must have at most {max_length} value(s)",
+    "string_too_short": "must have at least {min_length} character(s)",
+    "string_too_long": "must have at most {max_length} character(s)",
+    "string_pattern_mismatch": "must match {pattern}",
+    "invalid_key": "keys must be text",
+}
+_ABSENT = ("missing", "missing_argument", "missing_keyword_only_argument")
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def explain(error: ValidationError, settings: type[BaseModel], values: Any = None) -> str:
+    """The first mistake of a validation error as one line.
+
+    A key that nobody knows comes first: it is usually the very key that is then said to be missing.
+
+    Args:
+        values: what was validated. With them the line names keys alone, not the alternatives that were tried.
+    """
+    mistakes = error.errors(include_url=False)
+    unknown = next((mistake for mistake in mistakes if mistake["type"] in _UNKNOWN), None)
+    if unknown is None:
+        return first_mistake(error, values)
+    key = _key(unknown, values)
+    known = _known_keys(settings, unknown["loc"][:-1])
+    return f"unknown key {key!r}{nearest(str(unknown['loc'][-1]), known)} (valid here: {', '.join(known)})"
+
+
+def first_mistake(error: ValidationError, values: Any = None) -> str:
+    """As ``explain``, of values whose keys are known."""
+    mistakes = error.errors(include_url=False)
+    keys = [_key(mistake, values) for mistake in mistakes]
+    key = keys[0]
+    line = _described([mistake for mistake, of in zip(mistakes, keys, strict=True) if of == key])
+    others = len(set(keys)) - 1
+    more = f" (and {others} more)" if others else ""
+    return f"{key}: {line}{more}" if key else line + more
+
+
+def shown(value: Any) -> str:
+    """A value as people write it in YAML, cut off where it is long."""
+    try:
+        text = repr(value) if isinstance(value, str | float) else json.dumps(value, default=str)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _described(mistakes: Sequence[ErrorDetails]) -> str:
+    """What is wrong with one key, given what each alternative says of it."""
+    first = mistakes[0]
+    if first["type"] in _ABSENT:
+        return "is missing, a value is needed"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    if _is_of_a_key(first):
+        return f"a key must be text, got {shown(given)}{_hint(given, ['text'])}"
+    choices = [choice for mistake in mistakes for choice in _choices(mistake)]
+    kinds = [_KIND_OF[mistake["type"]] for mistake in mistakes if mistake["type"] in _KIND_OF]
+    wanted = [*dict.fromkeys(kinds)]
+    if choices:
+        wanted.append(f"one of {', '.join(choices)}" if len(choices) > 1 else repr(choices[0]))
+    if not wanted:
+        words = _WORDS.get(first["type"], "").format(**first.get("ctx", {}))
+        return f"{words or first['msg'].replace('Input should be', 'must be')}, got {shown(given)}"
+    hint = nearest(given, choices) if isinstance(given, str) else ""
+    return f"must be {' or '.join(wanted)}, got {shown(given)}{hint or _hint(given, kinds)}"
+
+
+def _hint(given: Any, kinds: Sequence[str]) -> str:
+    if given is None:
+        return " (give a value, or leave the key out)"
+    if isinstance(given, int | float) and "text" in kinds:
+        return " (in quotes it is text)"
+    if isinstance(given, list | dict):
+        return ""
+    if "a list" in kinds:
+        return " (a list is written [a, b])"
+    return " (its keys are set one by one, as section.key=value)" if "a section of keys" in kinds else ""
+
+
+def _choices(mistake: ErrorDetails) -> list[str]:
+    if mistake["type"] not in ("literal_error", "enum"):
+        return []
+    return re.findall(r"'([^']*)'", mistake.get("ctx", {}).get("expected", "")) or [mistake["msg"]]
+
+
+def _key(mistake: ErrorDetails, values: Any) -> str:
+    """The dotted key of a mistake. Where several alternatives were tried, the library's path names each of them too."""
+    path = mistake["loc"][:-2] if _is_of_a_key(mistake) else mistake["loc"]
+    parts: list[str] = []
+    here: Any = values
+    for place, part in enumerate(path):
+        last = place == len(path) - 1
+        inside: Any = dict(enumerate(here)) if isinstance(here, list | tuple) else here
+        if isinstance(inside, Mapping) and part in inside:
+            here = inside[part]
+        elif values is not None and not (last and mistake["type"] in (*_ABSENT, *_UNKNOWN)):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _is_of_a_key(mistake: ErrorDetails) -> bool:
+    """Whether what is wrong is a key itself."""
+    return mistake["loc"][-1:] == ("[key]",)
+
+
+def _known_keys(settings: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """The keys of the section at a path, which may name alternatives."""
+    here = _alternatives(settings)
+    for part in path:
+        here = _below(here, part)
+    return [*dict.fromkeys(name for each in here if _is_section(each) for name in each.model_fields)]
+
+
+def _below(alternatives: Sequence[Any], part: int | str) -> list[Any]:
+    found: list[Any] = []
+    for each in alternatives:
+        if _is_section(each):
+            if part in each.model_fields:
+                found += _alternatives(each.model_fields[str(part)].annotation)
+        elif issubclass(get_origin(each) or object, Mapping):
+            found += _alternatives(get_args(each)[1])
+        elif issubclass(get_origin(each) or object, Sequence):
+            found += _alternatives(get_args(each)[0])
+    if found:
+        return found
+    named = [each for each in alternatives if _is_section(each) and part in (each.__name__, *_constants(each))]
+    return named or list(alternatives)
+
+
+def _constants(section: type[BaseModel]) -> list[Any]:
+    """What a section's own keys must be, by which one of several sections is chosen."""
+    return [value for field in section.model_fields.values() for value in get_args(field.annotation)]
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        return [each for member in get_args(annotation) for each in _alternatives(member)]
+    return [annotation]
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
