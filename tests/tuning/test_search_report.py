@@ -1,6 +1,7 @@
 """The page of a search shows what the study holds."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from emolab.reports.page import Section, TableData, page
 from emolab.reports.search import search_page, trained_again
 from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, search_figures, slices
 from emolab.reports.tables import to_csv, to_latex
+from emolab.studies.tuning import print_trials
 from emolab.tuning.finals import Finalist
 from emolab.tuning.methods import make_sampler
 from emolab.tuning.settings import TuneSettings
@@ -178,3 +180,18 @@ def test_the_interval_of_a_finalist_is_students(result: Any) -> None:
     (finalist,) = result.finalists
     assert finalist.mean == pytest.approx(0.52)
     assert finalist.half_width == pytest.approx(4.302653 * 0.02 / 3**0.5, abs=1e-6)
+
+
+def test_the_table_of_trials_is_followed_by_why_some_failed(result: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    print_trials(result)
+    assert "failed: trial 4: <non-finite> loss" in capsys.readouterr().out.splitlines()
+
+
+def test_trials_that_failed_for_the_same_reason_share_a_line_however_long_it_is(
+    result: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "[red]RuntimeError: " + "a very long reason " * 20
+    failed = [replace(record, state="FAIL", reason=reason) for record in result.records]
+    print_trials(SimpleNamespace(**vars(result) | {"records": failed[:3]}), most=0)
+    numbers = ", ".join(str(number) for number in sorted(record.number for record in failed[:3]))
+    assert f"failed: trials {numbers}: {reason}".strip() in capsys.readouterr().out

@@ -17,8 +17,9 @@ from edu_emotionnet import zoo
 from emolab.configuration import read_preset, validate
 from emolab.names import UserError
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.combinations import MOST, combinations
 from emolab.tuning.schema import space_schema
-from emolab.tuning.space import configured, read_space
+from emolab.tuning.space import SearchSpace, configured, read_space
 
 BASE = validate(TrainSettings, read_preset("small", TrainSettings))
 FILES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
@@ -71,6 +72,60 @@ def test_a_wrong_space_is_refused_with_file_and_key(parameters: Any, parts: list
     assert "\n" not in str(error.value)
     for part in ["space.yaml", *parts]:
         assert part in str(error.value), str(error.value)
+
+
+WIDTHS = {"distribution": "int", "low": 8, "high": 24}
+HEADS = {"distribution": "categorical", "choices": [2, 4]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "parts"),
+    [
+        ({"model.d_model": WIDTHS, "model.heads": HEADS}, ["model.d_model=9 with model.heads=2", "multiple of heads"]),
+        ({"model.heads": HEADS, "model.dropout": DROPOUT, "model.d_model": WIDTHS}, ["model.heads=2 with model.d_mod"]),
+        ({"model.d_model": WIDTHS | {"step": 2}, "model.heads": HEADS}, ["model.d_model=10 with model.heads=4"]),
+        ({"model.heads": {"distribution": "int", "low": 1, "high": 4}}, ["model.heads=3", "got 32 and 3"]),
+        ({"model.heads": {"distribution": "categorical", "choices": [2, 3]}}, ["model.heads=3", "got 32 and 3"]),
+        (
+            {
+                "model.name": {"distribution": "categorical", "choices": ["late_fusion", "cfn_esa"]},
+                "model.heads": {"distribution": "categorical", "choices": [1]},
+                "model.d_model": WIDTHS | {"when": {"model.name": ["cfn_esa"]}},
+            },
+            ["model.d_model=9", "cannot be built", "must be even"],
+        ),
+    ],
+)
+def test_a_space_with_combinations_that_no_model_can_be_built_from_is_refused_with_an_example(
+    parameters: Any, parts: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        read(parameters, tmp_path)
+    assert "\n" not in str(error.value)
+    for part in ["space.yaml: ", *parts]:
+        assert part in str(error.value), str(error.value)
+
+
+def test_a_space_whose_every_combination_can_be_built_is_accepted_also_where_the_base_does_not_fit(
+    tmp_path: Path,
+) -> None:
+    read(
+        {
+            "model.d_model": {"distribution": "int", "low": 9, "high": 27, "step": 9},
+            "model.heads": HEADS | {"choices": [3, 9]},
+        },
+        tmp_path,
+    )
+
+
+def test_of_too_many_combinations_a_part_is_tried_and_it_is_the_same_part_every_time() -> None:
+    parameters = {
+        f"model.{name}": {"distribution": "int", "low": 1, "high": 50} for name in ("d_model", "layers", "heads")
+    }
+    space = validate(SearchSpace, {"parameters": parameters})
+    tried = list(combinations(space))
+    assert 0.9 * MOST < len(tried) <= MOST
+    assert tried == list(combinations(space))
 
 
 class Drawing(optuna.trial.FixedTrial):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from emolab.training.train import TrainedModel, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
 from emolab.tuning.search import SearchResult, search_in
 from emolab.tuning.settings import TuneSettings
+from emolab.tuning.study import TrialRecord
 
 DASHBOARD = "optuna-dashboard"
 """The program that shows a study in a browser; the extra `dashboard`."""
@@ -146,7 +147,7 @@ def _register(name: str, winner: TrainedModel, tracker: Tracker, run: Run) -> st
 
 
 def print_trials(result: SearchResult, *, most: int = 20) -> None:
-    """The table of trials, best first."""
+    """The table of trials, best first, and why some of them failed."""
     keys = list(result.best.parameters)
     table = Table(title=f"{len(result.records)} trials of {result.folder.name}")
     for column in ("trial", "state", "validation macro-F1", "epochs", *keys):
@@ -157,7 +158,22 @@ def print_trials(result: SearchResult, *, most: int = 20) -> None:
             score += f" / {record.robustness:.4f}"
         values = [_number(record.parameters.get(key)) for key in keys]
         table.add_row(str(record.number), record.state.lower(), score, str(record.epochs), *values)
-    Console(width=None if Console().is_terminal else 120).print(table)
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    for line in failures(result.records):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def failures(records: Sequence[TrialRecord]) -> list[str]:
+    """A line for each reason for which trials failed, which the table has no room for."""
+    numbers: dict[str, list[int]] = {}
+    for record in records:
+        if record.state == "FAIL":
+            numbers.setdefault(record.reason, []).append(record.number)
+    return [
+        f"failed: trial{'s' if len(those) > 1 else ''} {', '.join(map(str, sorted(those)))}: {reason}"
+        for reason, those in numbers.items()
+    ]
 
 
 def _comparison(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> list[str]:

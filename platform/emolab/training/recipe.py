@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -69,9 +70,15 @@ def _model_options(name: str, options: Mapping[str, Any]) -> Any:
         if options[key] != getattr(entry.config, key):
             raise ValueError(f"{key} is what makes {name} what it is and cannot be changed")
     try:
-        return TypeAdapter(type(entry.config)).validate_python(values)
+        return _validator(type(entry.config)).validate_python(values)
     except ValidationError as error:
         raise ValueError(first_mistake(error, values)) from None
+
+
+@cache
+def _validator(options: type[Any]) -> TypeAdapter[Any]:
+    """A millisecond, which a search asks for thousands of times."""
+    return TypeAdapter(options)
 
 
 class TrainingSettings(Settings):

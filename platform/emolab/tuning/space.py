@@ -13,8 +13,10 @@ from pydantic import Field, field_validator, model_validator
 
 from edu_emotionnet import zoo
 from emolab.configuration import Settings, merge, nested, read_yaml, validate
+from emolab.mistakes import shown
 from emolab.names import UserError, nearest
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.combinations import check_combinations, names
 
 DISTRIBUTIONS = ("float", "int", "categorical")
 SHAPE_FREE = (
@@ -64,6 +66,10 @@ class FloatParameter(ParameterSettings):
     def extremes(self) -> list[Any]:
         return [self.low, self.high]
 
+    def representatives(self) -> list[Any]:
+        """Values that stand for all others in combination with other parameters: what lies between shapes nothing."""
+        return self.extremes()
+
     def values(self) -> list[Any] | None:
         """Every value it can take; None where there are infinitely many."""
         if self.step is None:
@@ -94,7 +100,10 @@ class IntParameter(ParameterSettings):
     def extremes(self) -> list[Any]:
         return [self.low, self.high]
 
-    def values(self) -> list[Any] | None:
+    def representatives(self) -> list[Any]:
+        return self.values()
+
+    def values(self) -> list[Any]:
         return list(range(self.low, self.high + 1, self.step))
 
 
@@ -110,7 +119,10 @@ class CategoricalParameter(ParameterSettings):
     def extremes(self) -> list[Any]:
         return list(self.choices)
 
-    def values(self) -> list[Any] | None:
+    def representatives(self) -> list[Any]:
+        return self.values()
+
+    def values(self) -> list[Any]:
         return list(self.choices)
 
 
@@ -202,7 +214,8 @@ def read_space(path: Path, base: TrainSettings) -> SearchSpace:
 
     Raises:
         UserError: naming the file and the key: unreadable, unknown distribution, empty range, a condition that can
-            never hold, a key the configuration does not have, or a value it refuses.
+            never hold, a key the configuration does not have, a value it refuses, or a combination of values from
+            which no model can be built.
     """
     space = validate(SearchSpace, read_yaml(path), where=f"{path}: ")
     for key, parameter in space.parameters.items():
@@ -210,12 +223,21 @@ def read_space(path: Path, base: TrainSettings) -> SearchSpace:
             raise UserError(f"{path}: {key}: only keys of model and training can be searched")
         for value in parameter.extremes():
             for surroundings in _surroundings(space, key):
-                try:
-                    configured(base, surroundings | {key: value})
-                except UserError as error:
-                    if "multiple of heads" not in str(error):  # depends on a second parameter; draws are checked
-                        raise UserError(f"{path}: {error}") from None
+                _check_alone(space, base, key, surroundings | {key: value}, where=f"{path}: ")
+    check_combinations(space, lambda parameters: configured(base, parameters), where=f"{path}: ")
     return space
+
+
+def _check_alone(space: SearchSpace, base: TrainSettings, key: str, values: dict[str, Any], *, where: str) -> None:
+    """Refuse a value of a parameter that the configuration refuses whatever the other parameters are."""
+    try:
+        configured(base, values)
+    except UserError as error:
+        reason = str(error)
+        if any(names(reason, other) for other in space.parameters if other not in values):
+            return  # depends on a second parameter: the combinations are checked
+        said = "" if key in reason or "unknown key" in reason else f"{key}={shown(values[key])}: "
+        raise UserError(f"{where}{said}{reason.removeprefix('model: ')}") from None
 
 
 def _surroundings(space: SearchSpace, key: str) -> list[dict[str, Any]]:
