@@ -438,6 +438,26 @@ def test_a_model_over_a_limit_is_not_trained(ray_cluster: None, toy_data: Path, 
     assert all((t.constraints["parameters"] > 0) == (t.params["model.d_model"] > 8) for t in trials)
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_limit_that_no_model_keeps_is_named_with_the_smallest_that_was_seen(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=2, sampler="grid", constraints={"parameters": 10})
+    space = {"parameters": {"model.d_model": {"distribution": "categorical", "choices": [4, 8]}}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    with pytest.raises(UserError) as error:
+        search(settings, NoTracker())
+    sizes = [10 + t.constraints["parameters"] for t in study_of(tmp_path / "runs" / "search" / "study.db")]
+    one_line(
+        error,
+        f"none of the 2 trials completed (2 pruned over the limit tuning.constraints.parameters=10, the smallest "
+        f"had {min(sizes):g})",
+        "raise tuning.constraints.parameters",
+    )
+    assert min(sizes) < max(sizes)
+
+
 class MortalPack(TrialPack):
     """Dies in the middle of trial 1 once, and of trial 2 whenever it comes to it."""
 

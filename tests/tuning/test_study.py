@@ -21,9 +21,10 @@ from tests.conftest import REPOSITORY
 
 from emolab.names import UserError
 from emolab.tuning.methods import make_pruner, make_sampler
+from emolab.tuning.outcome import none_completed
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
-from emolab.tuning.study import Study
+from emolab.tuning.study import OVER, SPENT, Study
 
 SPACE = SearchSpace.model_validate(
     {
@@ -376,6 +377,27 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [r.value for r in sorted(study.records(), key=lambda r: r.number)] == [0.0, 0.1, 0.2]
     assert study.requeue_interrupted() in (0, 1)  # the last one may not have reached the database
     assert study.finished() == 3
+
+
+def test_why_no_trial_completed_is_counted_by_reason(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    assert none_completed(study, {}) == "none of the 0 trials completed (none was begun)"
+    for parameters, latency in ((30.0, 5.0), (12.0, -1.0), (-3.0, 0.5)):
+        number = study.ask().number
+        excess = {"parameters": parameters, "latency_ms": latency}
+        study.constrain(number, excess)
+        study.tell(number, "PRUNED", reason=f"{OVER}: {', '.join(name for name in excess if excess[name] > 0)}")
+    study.tell(study.ask().number, "PRUNED", reason=f"{SPENT} after epoch 2", epochs=2)
+    study.tell(study.ask().number, "PRUNED", reason="pruned after epoch 1", epochs=1)
+    for number in range(2):
+        study.tell(study.ask().number, "FAIL", reason=f"non-finite loss at epoch 1, step {number}")
+    assert none_completed(study, {"parameters": 1000.0, "latency_ms": 20.0}) == (
+        "none of the 7 trials completed (2 pruned over the limit tuning.constraints.parameters=1000, the smallest "
+        "had 997; 2 pruned over the limit tuning.constraints.latency_ms=20, the smallest had 19; 1 pruned "
+        "when the epoch budget was spent; 1 pruned by the scheduler; 2 failed: non-finite loss at epoch 1, step 0; "
+        "non-finite loss at epoch 1, step 1): raise tuning.constraints.parameters or search smaller models, "
+        "raise tuning.constraints.latency_ms or search smaller models, raise tuning.epoch_budget"
+    )
 
 
 @pytest.mark.fault

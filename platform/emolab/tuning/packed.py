@@ -25,7 +25,7 @@ from emolab.tuning.pack import Answer, PackSettings, TrialPack
 from emolab.tuning.pausing import paused_trial
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import SHAPE_FREE
-from emolab.tuning.study import SPENT, Draw, State, Study
+from emolab.tuning.study import OVER, SPENT, Draw, State, Study
 
 _POLL_SECONDS = 1.0
 """How often hung processes are looked for, at the least."""
@@ -258,7 +258,7 @@ class PackedTrials:
         if answer.failure:
             self._end(number, "FAIL", reason=answer.failure)
         elif over:
-            self._end(number, "PRUNED", reason=f"over the limit: {', '.join(over)}")
+            self._end(number, "PRUNED", reason=f"{OVER}: {', '.join(over)}")
         elif answer.reports and answer.reports[-1].finished:
             self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
         elif self._epochs_left() <= 0:

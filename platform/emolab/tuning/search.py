@@ -20,6 +20,7 @@ from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
 from emolab.tuning.methods import make_pruner, make_sampler
+from emolab.tuning.outcome import none_completed
 from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
 from emolab.tuning.running import run_trials
 from emolab.tuning.settings import TuneSettings
@@ -78,7 +79,7 @@ def search_in(
     if requeued or done:
         report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
     run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
-    _require_completed(study, run)
+    _require_completed(settings, study, run)
     finalists = _final(settings, plan, study, tracker, run, report)
     return _result(settings, plan, study, run, finalists)
 
@@ -151,12 +152,10 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     )
 
 
-def _require_completed(study: Study, run: Run) -> None:
+def _require_completed(settings: TuneSettings, study: Study, run: Run) -> None:
     if study.best() is None:
-        records = study.records()
-        reasons = "; ".join(sorted({record.reason for record in records if record.state == "FAIL"})[:3])
         run.finish("FAILED")
-        raise UserError(f"none of the {len(records)} trials completed ({reasons or 'all were pruned'})")
+        raise UserError(none_completed(study, settings.tuning.constraints.limits()))
 
 
 def _result(

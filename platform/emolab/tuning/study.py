@@ -36,6 +36,8 @@ SCHEDULE = "schedule"
 
 Objective = Literal["macro_f1", "robustness"]
 SPENT = "the epoch budget was spent"
+OVER = "over the limit"
+"""Reasons of trials that are PRUNED begin with one of these where no scheduler stopped them."""
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 _NAMES: dict[Objective, str] = {
     "macro_f1": "validation macro-F1",
@@ -252,6 +254,14 @@ class Study:
     def epochs(self) -> int:
         """Epochs that those trials trained."""
         return sum(int(trial.user_attrs.get(EPOCHS, 0)) for trial in self.history() if _counts(trial))
+
+    def excess(self) -> dict[str, list[float]]:
+        """Limit -> by how much each trial that was held to it exceeds it; negative where it stays below."""
+        found: dict[str, list[float]] = {}
+        for trial in self.history():
+            for name, value in trial.constraints.items():
+                found.setdefault(name, []).append(value)
+        return found
 
     def waiting(self) -> int:
         """Trials that are queued."""
