@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -420,6 +420,55 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened"):
         open_study(tmp_path)
     assert (tmp_path / "study.db").read_text().startswith("nothing")
+
+
+DAMAGE = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "its last byte lost": lambda content: content[:-1],
+    "its beginning only": lambda content: content[:10],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "another text": lambda content: b"nothing of the kind\n" * 400,
+    "overwritten within": lambda content: content[:4096] + b"\xff" * 2000 + content[6096:],
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_database_is_refused_in_one_line_and_left_as_it_is(
+    how: str, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    study = open_study(tmp_path)
+    for _ in range(30):
+        finish(study, study.ask().number, 0.5)
+    study.flush()
+    (tmp_path / "run.json").write_text("{}")  # as a search leaves it once it has begun
+    file = tmp_path / "study.db"
+    file.write_bytes(DAMAGE[how](file.read_bytes()))
+    found = file.read_bytes()
+    with pytest.raises(UserError) as error:
+        open_study(tmp_path)
+    one_line(error, f"{file} cannot be opened, it is damaged (", f"move its folder {tmp_path} away")
+    for stranger in ("SQL", "sqlite3", "PRAGMA", "sqlalche.me"):
+        assert stranger not in str(error.value)
+    assert file.read_bytes() == found
+
+
+def test_a_search_that_was_killed_before_its_first_transaction_begins(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    assert open_study(tmp_path).ask().number == 0
+
+
+def test_what_a_database_says_is_told_without_the_statement(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    draw = study.ask()
+    study.flush()
+    holder = sqlite3.connect(tmp_path / "study.db")
+    holder.execute("DROP TABLE trial_values")
+    holder.commit()
+    finish(study, draw.number, 0.5)
+    with pytest.raises(UserError, match=r"study\.db cannot be written: no such table: trial_values$"):
+        study.flush()
 
 
 def test_cma_es_keeps_no_pickle_in_the_database(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from emolab.names import UserError
+from emolab.tuning.study_file import check_study_file, damaged, study_file
 from emolab.tuning.study_tables import StoredTrial, bring, storable, stored
 
 
@@ -36,7 +37,7 @@ class WriteBehindStorage(InMemoryStorage):
             url: of the database, as SQLAlchemy writes it.
 
         Raises:
-            UserError: the database cannot be opened.
+            UserError: the database cannot be opened, or its file is damaged.
         """
         super().__init__()
         self.url = url
@@ -48,6 +49,9 @@ class WriteBehindStorage(InMemoryStorage):
         self._error: Exception | None = None
         self._seen_as_pruned: frozenset[int] = frozenset()
         self._written: dict[int, StoredTrial] = {}
+        file = study_file(url)
+        if file is not None:
+            check_study_file(file)
         try:
             self._database = RDBStorage(url)
             self._remote = _open_study(self._database, name, directions)
@@ -63,8 +67,14 @@ class WriteBehindStorage(InMemoryStorage):
                 super().set_study_system_attr(self._local, key, value)
             for key, value in self._database.get_study_user_attrs(self._remote).items():
                 super().set_study_user_attr(self._local, key, value)
+        except UserError:
+            raise
         except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError, ImportError) as error:
             raise UserError(f"the study's database {url} cannot be opened: {_line(error)}") from None
+        except (ValueError, KeyError) as error:  # what is stored as JSON is none any more
+            if file is None:
+                raise
+            raise UserError(damaged(file, _line(error))) from None
 
     def _adopt(self, trial: FrozenTrial) -> None:
         super().create_new_trial(self._local, storable(trial))
@@ -214,4 +224,6 @@ def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    """What the database itself says, without the statement that it was asked to carry out."""
+    said = next((each.orig for each in (error, error.__cause__) if isinstance(each, DBAPIError) and each.orig), error)
+    return " ".join(str(said).split())[:200]
