@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from emolab.configuration import presets, read_preset, validate
 from emolab.names import UserError
 from emolab.tuning.methods import check_methods, expected_epochs, make_pruner, make_sampler, rungs
+from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
 
@@ -34,6 +36,12 @@ def space(**parameters: Any) -> SearchSpace:
         ("cmaes", "none", {"a": FLOAT, "b": FLOAT}, {"objectives": 2}, ["cmaes", "one objective"]),
         ("gp", "asha", {"a": CHOICE, "b": STEP | {"when": {"training.a": ["a"]}}}, {}, ["gp", "conditional"]),
         ("tpe", "hyperband", {"a": FLOAT}, {"epochs": 2}, ["hyperband", "training.epochs", "at least", "3"]),
+        ("tpe", "asha", {"a": FLOAT}, {"grace": 9}, ["asha", "grace_epochs=9", "epochs=9", "at most 8", "=none"]),
+        ("tpe", "median", {"a": FLOAT}, {"grace": 10}, ["median", "can stop no trial", "at most 8"]),
+        ("tpe", "hyperband", {"a": FLOAT}, {"grace": 9}, ["hyperband", "can stop no trial", "at most 8"]),
+        ("tpe", "halving", {"a": FLOAT}, {"grace": 9}, ["halving", "can stop no trial", "at most 8"]),
+        ("tpe", "asha", {"a": FLOAT}, {"epochs": 1}, ["can stop no trial", "epochs=1: set tuning.scheduler=none"]),
+        ("random", "pbt", {"kl_weight": FLOAT}, {"grace": 9}, ["pbt", "compares no member", "at most 8"]),
         ("gp", "halving", {"a": FLOAT}, {}, ["gp", "pause", "choose tpe"]),
         ("cmaes", "halving", {"a": FLOAT, "b": FLOAT}, {}, ["cmaes", "pause"]),
         ("tpe", "halving", {"a": FLOAT}, {"workers": 2}, ["halving", "workers.count=1"]),
@@ -78,6 +86,18 @@ def test_a_sampler_draws_the_same_again_and_something_else_after_a_restart(sampl
         assert sorted(first + more) == sorted({(0.25 * i, 0.25 * j) for i in range(5) for j in range(5)})
     elif sampler == "random":
         assert draws(tmp_path / "a", 8) != first
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_schedulers_of_the_presets_can_stop_trials(name: str) -> None:
+    settings = validate(TuneSettings, read_preset(name, TuneSettings))
+    tuning = settings.tuning
+    shared = {"factor": tuning.reduction_factor, "epochs": settings.training.epochs}
+    check_methods(
+        tuning.sampler, tuning.scheduler, space(kl_weight=FLOAT), objectives=1, workers=1, trials=tuning.trials,
+        grace=tuning.grace_epochs, **shared,
+    )  # fmt: skip
+    assert rungs(tuning.scheduler, grace=tuning.grace_epochs, **shared)
 
 
 def test_rungs_and_the_epochs_they_cost() -> None:

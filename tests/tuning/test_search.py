@@ -578,6 +578,16 @@ def test_limits_that_a_search_would_not_keep_are_refused(
     assert plan_search(population).concurrency == 2
 
 
+@pytest.mark.ray
+def test_the_plan_says_what_a_population_does(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = population_settings(toy_data, tmp_path, grace_epochs=2)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    line = plan_search(settings).describe(settings)
+    assert "a population that begins with draws of random over training.kl_weight; " in line
+    assert "pbt compares it after every 2 epochs: the weakest go on from the weights of the strongest" in line
+    assert "\n" not in line
+
+
 @pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray

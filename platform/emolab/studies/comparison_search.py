@@ -13,7 +13,7 @@ from emolab.tracking.runs import MLflowTracker
 from emolab.tracking.tracker import Run
 from emolab.tuning.plan import plan_search
 from emolab.tuning.search import search
-from emolab.tuning.settings import TuneSettings
+from emolab.tuning.settings import SearchSettings, TuneSettings
 
 SEARCHES = "searches.json"
 """Artifact of the comparison's run: model -> run, trials, best validation score and parameters of its search."""
@@ -30,9 +30,14 @@ def search_settings(settings: CompareSettings, model: str, folder: Path) -> Tune
         "output": str(folder.resolve() / "searches"),
         "name": model,
         "register_as": None,
-        "tuning": settings.search.model_dump(mode="json"),
+        "tuning": settings.search.model_dump(mode="json") | _scheduler(settings),
     }
     return validate(TuneSettings, values, where=f"{model}: ")
+
+
+def _scheduler(settings: CompareSettings) -> dict[str, str]:
+    """Trials so short that nothing could be decided about them before their end are not stopped."""
+    return {"scheduler": "none"} if settings.training.epochs <= SearchSettings().grace_epochs else {}
 
 
 def check_searches(settings: CompareSettings, folder: Path) -> None:

@@ -133,6 +133,13 @@ def check_methods(
         raise UserError("sampler cmaes takes one objective: choose tpe, gp or random")
     if sampler == "grid":
         space.grid()
+    if scheduler != "none" and grace >= epochs:
+        what = "compares no member with another" if scheduler == "pbt" else "can stop no trial"
+        lower = f"set tuning.grace_epochs to at most {epochs - 1}, or " if epochs > 1 else "set "
+        raise UserError(
+            f"scheduler {scheduler} {what}: its first decision, after tuning.grace_epochs={grace}, is not before the "
+            f"end, training.epochs={epochs}: {lower}tuning.scheduler=none"
+        )
     if scheduler == "hyperband" and epochs < grace * factor:
         raise UserError(
             f"scheduler hyperband needs training.epochs of at least grace_epochs x reduction_factor = "

@@ -69,10 +69,17 @@ class SearchPlan:
         fused = f", {self.fused} configurations in one step" if self.fused > 1 else ""
         final = tuning.final
         last = f"the best {final.top} trained with {final.seeds} seeds each; " if final.wanted else ""
+        keys = ", ".join(self.space.parameters)
+        method = f"{tuning.sampler} over {keys}, scheduler {tuning.stopping}{stops}"
+        if tuning.stopping == "pbt":
+            method = (
+                f"a population that begins with draws of {tuning.sampler} over {keys}; scheduler pbt compares it after "
+                f"every {tuning.grace_epochs} epochs: the weakest go on from the weights of the strongest, with their "
+                "parameters changed"
+            )
         return (
             f"{self.trials} trials of at most {epochs} epochs ({settings.model.name}){budget}, "
-            f"{self.concurrency} at a time with {holds} each{fused}, {tuning.sampler} over "
-            f"{', '.join(self.space.parameters)}, scheduler {tuning.stopping}{stops}; {last}"
+            f"{self.concurrency} at a time with {holds} each{fused}, {method}; {last}"
             f"the best trained with {self.final_workers} worker(s); study {redact(str(self.database))}"
         )
 
