@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,8 +37,12 @@ class Finding:
     detail: str
 
 
-def main() -> None:
-    """The ``emolab`` command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The ``emolab`` command.
+
+    Args:
+        arguments: of the command; None: those of this process.
+    """
     parser = argparse.ArgumentParser(prog="emolab", description="Experiments on multimodal affect models.")
     commands = parser.add_subparsers(required=True, metavar="command")
     doctor = commands.add_parser("doctor", help="check versions, devices, resources against the plan, disk, tracker")
@@ -51,7 +55,7 @@ def main() -> None:
     deliver.add_argument("output", type=Path, help="folder of the results, which holds the outbox")
     deliver.add_argument("--uri", help="address of the tracker (default: MLFLOW_TRACKING_URI)")
     deliver.set_defaults(run=lambda options: deliver_outbox(options.output, options.uri))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     run_job(lambda: None if options.run(options) else sys.exit(1))
 
 
@@ -147,3 +151,7 @@ def _plan(settings: TuneSettings) -> Finding:
         return Finding(topic="plan", good=True, detail="can be checked when the data set exists")
     with connected(settings.cluster):
         return Finding(topic="plan", good=True, detail=plan_search(settings).describe(settings))
+
+
+if __name__ == "__main__":  # python -m emolab.doctor
+    main(["doctor", *sys.argv[1:]])

@@ -1,5 +1,7 @@
 """What jobs/train.py tells, and what a tracker that cannot be reached costs it."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,17 @@ def test_the_doctor_sees_that_a_tracker_does_not_answer(tmp_path: Path, monkeypa
     (tracker,) = [finding for finding in examine("smoke") if finding.topic == "tracker"]
     assert not tracker.good
     assert "cannot be reached" in tracker.detail
+
+
+def test_the_doctor_can_be_called_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["emolab.doctor", "--preset", "smok"])
+    monkeypatch.delitem(sys.modules, "emolab.doctor")  # run as a program, it is not imported before
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("emolab.doctor", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown preset 'smok', did you mean 'smoke'?")
 
 
 def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
