@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -265,6 +266,59 @@ def test_every_name_of_a_model_finds_the_same_weights(trained: Trained, tmp_path
     assert {kept_model(folder).digest for (folder,) in found} == {kept_model(seed_0.folder / "model").digest}
     below = model_folders(trained.comparison, lambda: trained.tracker, tmp_path / "cache")
     assert [kept_model(folder).run_id for folder in below] == [model.run_id for model in trained.models]
+
+
+@pytest.mark.parametrize("name", ["folder", "registered", "comparison"])
+def test_without_data_a_model_is_evaluated_on_what_it_was_trained_on_and_the_plan_says_so(
+    name: str, ray_cluster: None, trained: Trained, tmp_path: Path
+) -> None:
+    model = {
+        "folder": str(trained.models[0].folder),
+        "registered": "models:/toy-model@challenger",
+        "comparison": trained.comparison,
+    }[name]
+    settings = RobustnessSettings(model=model, suite=write_suite(tmp_path), output=str(trained.output))
+    lines: list[str] = []
+    robustness(settings, dry_run=True, report=lines.append)
+    assert f" test sessions of {trained.data}: " in lines[0]
+
+
+def test_other_data_than_a_model_was_trained_on_are_taken_and_named(
+    make_dataset: Callable[..., tuple[Path, Manifest]], trained: Trained, tmp_path: Path
+) -> None:
+    data, _ = make_dataset(seed=7)
+    settings = job_settings(data, trained.output, write_suite(tmp_path), str(trained.models[0].folder))
+    lines: list[str] = []
+    robustness(settings, dry_run=True, report=lines.append)
+    assert f" test sessions of {data}, which is not what 1 of them were trained on: " in lines[0]
+
+
+def test_data_that_are_not_there_any_more_are_asked_for(
+    make_dataset: Callable[..., tuple[Path, Manifest]],
+    trained: Trained,
+    tmp_path: Path,
+    one_line: Callable[..., None],
+) -> None:
+    run = tmp_path / "copied"
+    shutil.copytree(trained.models[0].folder, run)
+    other = make_dataset(seed=8)[0]
+    for place in (tmp_path / "nowhere", other):
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": str(place)}))
+        with pytest.raises(UserError) as error:
+            robustness(
+                RobustnessSettings(model=str(run), suite=write_suite(tmp_path), output=str(trained.output)),
+                dry_run=True,
+                report=no_report,
+            )
+        one_line(error, str(place), "does not hold the data that", "--data")
+    shutil.copytree(run / "model", tmp_path / "alone")
+    with pytest.raises(UserError) as error:
+        robustness(
+            RobustnessSettings(model=str(tmp_path / "alone"), suite=write_suite(tmp_path), output=str(tmp_path / "o")),
+            dry_run=True,
+            report=no_report,
+        )
+    one_line(error, "it is not known on which data", "--data")
 
 
 def test_a_damaged_copy_is_fetched_again(trained: Trained, tmp_path: Path) -> None:

@@ -7,19 +7,27 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
+from yaml import YAMLError
 
 from emolab import checkpoint
+from emolab.limits import load_yaml
 from emolab.names import UserError, checked_name
+from emolab.sessions.manifest import FILE_NAME as DATA_SET
+from emolab.sessions.manifest import read_manifest
 from emolab.tracking.runs import MLflowTracker
 from emolab.training.train import flatten
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+CONFIGURATION = "config.yaml"
+"""In a run's folder, and an artifact of the run: the whole configuration it was trained with."""
+_DIGITS = 16
+"""Of a data set's digest, as they stand in the settings of a kept model."""
 _RUN = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
 
@@ -122,8 +130,38 @@ def kept_model(folder: Path) -> KeptModel:
         folder=folder,
         digest=hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest(),
         run_id=str(state["run_id"]),
-        settings=flatten({"model": state["model"], "training": training, "data": state["dataset_digest"][:16]}),
+        settings=flatten({"model": state["model"], "training": training, "data": state["dataset_digest"][:_DIGITS]}),
     )
+
+
+def training_data(models: Sequence[KeptModel], tracker: Callable[[], MLflowTracker]) -> Path:
+    """The data set that models were trained on, by the folder that the first one's run names.
+
+    Args:
+        tracker: opens the tracker; not called where the run's own folder says it.
+
+    Raises:
+        UserError: they were trained on different ones, or theirs does not lie there any more.
+    """
+    if len({model.settings["data"] for model in models}) > 1:
+        raise UserError("the models were trained on different data sets: give one with --data")
+    place = _named_data(models[0], tracker)
+    if place is None:
+        raise UserError(f"it is not known on which data {models[0].folder} was trained: give a data set with --data")
+    if not (place / DATA_SET).is_file() or read_manifest(place).digest[:_DIGITS] != models[0].settings["data"]:
+        raise UserError(f"{place} does not hold the data that {models[0].folder} was trained on: give it with --data")
+    return place
+
+
+def _named_data(model: KeptModel, tracker: Callable[[], MLflowTracker]) -> Path | None:
+    beside = model.folder.parent / CONFIGURATION
+    try:
+        content = beside.read_bytes() if beside.is_file() else tracker().artifact(model.run_id, CONFIGURATION)
+        values = load_yaml(content.decode())
+    except (UserError, OSError, UnicodeDecodeError, YAMLError):
+        return None
+    named = values.get("data") if isinstance(values, dict) else None
+    return Path(named).resolve() if isinstance(named, str) else None
 
 
 def _models_below(run_id: str, tracker: MLflowTracker) -> list[str]:

@@ -22,7 +22,7 @@ from emolab.configuration import Settings, to_yaml
 from emolab.corpora.corpus import Split
 from emolab.locks import holding
 from emolab.names import UserError, contained
-from emolab.registry.lookup import KeptModel, kept_model, model_folders
+from emolab.registry.lookup import KeptModel, kept_model, model_folders, training_data
 from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
@@ -55,7 +55,9 @@ class RobustnessSettings(Settings):
         default=(), description="one or more: a run's folder, runs:/ID, a comparison's id, models:/name@alias"
     )
     suite: str = Field(default="paper", description="paper, standard, full, validation, or a YAML file")
-    data: str = Field(default="data/edusim-small", description="folder made by jobs/prepare.py")
+    data: str | None = Field(
+        default=None, description="folder made by jobs/prepare.py; null: the data that the models were trained on"
+    )
     split: Split = Field(default="test", description="sessions to corrupt; choose by validation, report on test")
     output: str = "runs"
     name: str | None = Field(default=None, description="null: derived from models, suite and data")
@@ -96,10 +98,12 @@ def robustness(
         UserError: anything the user can mend, before any computation where it can be known.
     """
     prepared = _prepare(settings)
+    settings = settings.model_copy(update={"data": settings.data or str(prepared.plan.data)})
     plan, units = prepared.plan, prepared.folder / "units"
     report(
         f"{len(plan.models)} models, {len(plan.cells)} cells, {prepared.manifest.splits[plan.split].sessions} "
-        f"{plan.split} sessions: {len(plan.units)} units of work in {prepared.folder}"
+        f"{plan.split} sessions of {settings.data}{_strange(prepared)}: {len(plan.units)} units of work in "
+        f"{prepared.folder}"
     )
     if dry_run:
         return None
@@ -132,15 +136,19 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
         raise UserError("a robustness sweep is recorded in MLflow: set tracking.enabled=true")
     if not settings.models:
         raise UserError("no model was given: --model with a run's folder, runs:/ID, or models:/name@alias")
-    data, output = Path(settings.data).resolve(), Path(settings.output)
-    manifest = read_manifest(data)
+    output = Path(settings.output)
+    given = Path(settings.data).resolve() if settings.data is not None else None
+    if given is not None:
+        read_manifest(given)  # refused before a model is fetched
     suite = load_suite(settings.suite)
     if suite.purpose == "validation" and settings.split == "test":
         raise UserError(f"suite {suite.name!r} is for choosing, not for reporting: add --split validation")
-    cells = expand(suite, list(manifest.dimensions))
     tracker = cache(lambda: _existing_tracker(settings))
     found = [f.resolve() for uri in settings.models for f in model_folders(uri, tracker, output / "fetched-models")]
     models = {model.digest: model for model in map(kept_model, found)}  # named twice is still one model
+    data = given or training_data([*models.values()], tracker)
+    manifest = read_manifest(data)
+    cells = expand(suite, list(manifest.dimensions))
     plan = plan_sweep(
         [model.folder for model in models.values()],
         data,
@@ -156,6 +164,12 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
     return _Prepared(
         plan=plan, models=tuple(models.values()), folder=contained(output, name, what="sweep name"), manifest=manifest
     )
+
+
+def _strange(prepared: _Prepared) -> str:
+    """What to say where the sessions are not of the data that the models were trained on; they may be others."""
+    others = [model for model in prepared.models if not prepared.manifest.digest.startswith(model.settings["data"])]
+    return f", which is not what {len(others)} of them were trained on" if others else ""
 
 
 def _identity(plan: SweepPlan) -> str:
