@@ -10,9 +10,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from emolab.names import UserError
-
-RECORD = "run.json"
-"""Beside the file once a search has begun, which is after its first transaction."""
+from emolab.tracking.beginning import RECORD
 
 
 def study_file(url: str) -> Path | None:
@@ -37,7 +35,9 @@ def check_study_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"the study's database {path} cannot be opened: it is a folder, choose another file")
     if not path.stat().st_size:
-        if (path.parent / RECORD).exists():  # otherwise a search was killed before its first transaction
+        if (
+            path.parent / RECORD
+        ).exists():  # written after the study's first transaction, before which a kill is no damage
             raise UserError(damaged(path, "the file is empty"))
         return
     try:
