@@ -146,6 +146,21 @@ def test_the_same_call_runs_nothing_again_and_a_larger_budget_only_the_rest(fini
 
 @pytest.mark.slow
 @pytest.mark.ray
+def test_a_search_that_has_been_silent_says_where_it_stands(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_SILENCE_SECONDS", 0.0)
+    settings = tune_settings(toy_data, tmp_path, trials=3, scheduler="halving", sampler="random")
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    lines: list[str] = []
+    search(settings, NoTracker(), report=lines.append)
+    assert "0 of 3 ended, trial 0 training" in lines
+    assert "0 of 3 ended, trial 1 training, 1 waiting" in lines
+    assert any(line.startswith("2 of 3 ended, trial ") and line.endswith(" training") for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_another_experiment_does_not_go_on_with_a_study(finished: Finished, tmp_path: Path) -> None:
     settings, _, _ = finished
     values = settings.model_dump(mode="json")

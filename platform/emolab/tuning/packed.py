@@ -25,8 +25,11 @@ from emolab.tuning.pack import Answer, PackSettings, TrialPack
 from emolab.tuning.pausing import paused_trial
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import SHAPE_FREE
+from emolab.tuning.spoken import Spoken
 from emolab.tuning.study import OVER, SPENT, Draw, State, Study
 
+_SILENCE_SECONDS = 60.0
+"""After so long without a line, the search says where it stands."""
 _POLL_SECONDS = 1.0
 """How often hung processes are looked for, at the least."""
 
@@ -91,7 +94,8 @@ class PackedTrials:
     """One run of the driver."""
 
     def __init__(self, plan: PackedPlan, study: Study, recorder: TrialRecorder, report: Callable[[str], None]) -> None:
-        self._plan, self._study, self._recorder, self._report = plan, study, recorder, report
+        self._plan, self._study, self._recorder = plan, study, recorder
+        self._report = Spoken(report, silence_s=_SILENCE_SECONDS)
         self._running: dict[int, _Trial] = {}
         self._again: deque[list[Draw]] = deque()
         self._told: deque[int] = deque()
@@ -119,6 +123,7 @@ class PackedTrials:
             while self._decide(answered):
                 self._acknowledge()  # while the processes work
                 answered = self._wait()
+                self._report.break_silence(self._standing)
             self._study.flush()
             self._acknowledge()
         finally:
@@ -321,6 +326,15 @@ class PackedTrials:
             done = self._study.finished() - len(self._told)
             name = f"{self._plan.kind} {record.number}"
             self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._plan.trials})")
+
+    def _standing(self) -> str:
+        at_work = sorted(draw.number for process in self._processes if process.call for draw in process.group)
+        waiting = len(self._running.keys() - set(at_work))
+        paused = f", {waiting} waiting" if waiting else ""
+        best = self._study.best()
+        found = "" if best is None or best.value is None else f"; best so far {best.value:.4f} ({best.number})"
+        trains = f"{self._plan.kind} {', '.join(map(str, at_work))} training" if at_work else "processes start"
+        return f"{self._study.finished()} of {self._plan.trials} ended, {trains}{paused}{found}"
 
     def _end_hung(self) -> None:
         limit = self._plan.timeout_s
