@@ -20,8 +20,10 @@ from sqlalchemy import event
 from tests.conftest import REPOSITORY
 
 from emolab.names import UserError
+from emolab.tuning.finals import enqueue_finalists, final_space
 from emolab.tuning.methods import make_pruner, make_sampler
 from emolab.tuning.outcome import none_completed
+from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
 from emolab.tuning.study import OVER, SPENT, Study
@@ -336,6 +338,21 @@ def test_a_study_belongs_to_one_experiment(tmp_path: Path) -> None:
         open_study(tmp_path).claim({"training.epochs": 5, "data": "a", "constraints.parameters": 1000})
     with pytest.raises(UserError, match=r"study s was made with 1 objective\(s\), not 2: choose another name"):
         Study(tmp_path / "study.db", "s", space=SPACE, objectives=("macro_f1", "robustness"))
+
+
+def test_where_few_completed_the_final_takes_those_that_went_furthest(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    ends = [("PRUNED", 1, 0.9, ""), ("PRUNED", 3, 0.4, ""), ("COMPLETE", 9, 0.5, ""), ("PRUNED", 3, 0.6, ""),
+            ("PRUNED", 0, None, f"{OVER}: parameters"), ("FAIL", 4, 0.8, "lost")]  # fmt: skip
+    for state, epochs, value, reason in ends:
+        draw = study.ask()
+        if value is not None:
+            study.report(draw.number, epochs, value)
+        study.tell(draw.number, state, [value] if state == "COMPLETE" else [], epochs=epochs, reason=reason)
+    final = Study(tmp_path / "study.db", "final", space=final_space(SPACE))
+    asked = TuneSettings.model_validate({"tuning": {"final": {"top": 3, "seeds": 2}}})
+    assert [record.number for record in enqueue_finalists(asked, study, final)] == [2, 3, 1]
+    assert final.waiting() == 6
 
 
 def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_path: Path) -> None:

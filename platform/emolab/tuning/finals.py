@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from emolab.names import UserError
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import IntParameter, SearchSpace
-from emolab.tuning.study import Study, TrialRecord
+from emolab.tuning.study import OVER, Study, TrialRecord
 
 CANDIDATE = "candidate"
 SEED = "final_seed"
@@ -53,13 +53,22 @@ def final_space(space: SearchSpace) -> SearchSpace:
 
 
 def enqueue_finalists(settings: TuneSettings, search: Study, final: Study) -> list[TrialRecord]:
-    """Queue what is missing of the final; returns the search's best trials, which take part."""
-    candidates = search.ranking()[: settings.tuning.final.top]
+    """Queue what is missing of the final; returns the search's best trials, which take part.
+
+    Where fewer completed than take part, those follow that the scheduler let go furthest: a final trains them whole.
+    """
+    candidates = [*search.ranking(), *_furthest(search)][: settings.tuning.final.top]
     for record in candidates:
         for seed in final_seeds(settings):
             labels = {CANDIDATE: record.number, SEED: seed}
             final.enqueue(record.parameters | {_SEED_KEY: seed}, labels)
     return candidates
+
+
+def _furthest(search: Study) -> list[TrialRecord]:
+    """Trials that were stopped early, the furthest first, of equally far ones the best."""
+    stopped = [r for r in search.records() if r.state == "PRUNED" and r.epochs and not r.reason.startswith(OVER)]
+    return sorted(stopped, key=lambda record: (-record.epochs, -(record.value or 0.0), record.number))
 
 
 def final_seeds(settings: TuneSettings) -> list[int]:

@@ -30,7 +30,12 @@ class ConstraintSettings(Settings):
 class FinalSettings(Settings):
     """How the winner is chosen among the best trials: each trained with several seeds, the best mean wins."""
 
-    top: int = Field(default=1, ge=1, description="best trials that take part; 1 with one seed: the best trial wins")
+    top: int = Field(
+        default=1,
+        ge=1,
+        description="best trials that take part, where too few completed those that went furthest; 1 with one seed: the "
+        "best trial wins",
+    )
     seeds: int = Field(default=1, ge=1, description="trainings of each, with seeds that the search did not use")
 
     @property
