@@ -147,6 +147,12 @@ def test_it_is_said_which_model_is_kept_and_why_it_scores_otherwise(
         assert "Kept, and goes to the registry as edu-emotionnet, is the model that was trained again" in said[0]
 
 
+def test_a_winner_that_the_search_had_stopped_is_called_so(result: Any) -> None:
+    result.best = replace(result.best, state="PRUNED", epochs=9)
+    said = trained_again(TuneSettings(), result, again(0.9, 1))
+    assert said[1] == "They differ because its trial was stopped after 9 epochs; the final trained it whole."
+
+
 def test_a_column_without_anything_in_it_is_not_shown() -> None:
     table = TableData(columns=["trial", "score", "failure"], rows=[[0, 0.5, ""], [1, None, None]])
     shown = page("t", [], [Section(title="s", table=table)]).decode()

@@ -62,6 +62,10 @@ def _why(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> 
     """What was different when the configuration of a trial was trained again."""
     then = settings.workers.count
     now = max((int(report.get("workers") or 1) for report in winner.progress.reports), default=then)
+    if result.best.state == "PRUNED":
+        return (
+            f"They differ because its trial was stopped after {result.best.epochs} epochs; the final trained it whole."
+        )
     if settings.tuning.stopping == "pbt":
         return (
             "They differ because a member of the population changed its parameters on the way, and the training again "
@@ -101,8 +105,18 @@ def _final(result: SearchResult) -> Section:
         text=f"The best trials, each trained with {seeds} seeds that the search did not use; the best mean on "
         "validation wins. The half-width is that of the 95 % interval of the mean over seeds (Student's t).",
         table=TableData(
-            columns=["trial", "in the search", "mean", "half-width", *(f"run {i + 1}" for i in range(seeds))],
-            rows=[[f.record.number, f.record.value, f.mean, f.half_width, *f.values] for f in result.finalists],
+            columns=[
+                "trial",
+                "in the search",
+                "epochs there",
+                "mean",
+                "half-width",
+                *(f"run {i + 1}" for i in range(seeds)),
+            ],
+            rows=[
+                [f.record.number, f.record.value, f.record.epochs, f.mean, f.half_width, *f.values]
+                for f in result.finalists
+            ],
         ),
     )
 

@@ -33,8 +33,8 @@ class FinalSettings(Settings):
     top: int = Field(
         default=1,
         ge=1,
-        description="best trials that take part, where too few completed those that went furthest; 1 with one seed: the "
-        "best trial wins",
+        description="best trials that take part, where too few completed those that went furthest; "
+        "1 with one seed: the best trial wins",
     )
     seeds: int = Field(default=1, ge=1, description="trainings of each, with seeds that the search did not use")
 
