@@ -35,7 +35,7 @@ def holding(folder: Path, *, what: str, patience: float = 0.0) -> Iterator[None]
     except Timeout:
         who = holder.read_text() if holder.exists() else "unknown"
         raise UserError(
-            f"the {what} in {folder} is in use by another process ({who}): wait for its end, or choose another name"
+            f"the {what} in {folder} is in use by another process ({who}): wait for its end, or end it"
         ) from None
     try:
         write_atomically(holder, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())

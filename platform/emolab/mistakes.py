@@ -116,7 +116,8 @@ def _hint(given: Any, kinds: Sequence[str]) -> str:
 def _choices(mistake: ErrorDetails) -> list[str]:
     if mistake["type"] not in ("literal_error", "enum"):
         return []
-    return re.findall(r"'([^']*)'", mistake.get("ctx", {}).get("expected", "")) or [mistake["msg"]]
+    expected = str(mistake.get("ctx", {}).get("expected", ""))
+    return re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)
 
 
 def _key(mistake: ErrorDetails, values: Any) -> str:

@@ -54,6 +54,7 @@ THEIR_WORDS = ("Input should", "Value error", "NoneType", "Errno", "valid tuple"
         ),
         (TuneSettings, "model.d_model=big", "model: d_model: must be a whole number, got 'big'"),
         (TuneSettings, "model.name=5", "model: name must be text"),
+        (TuneSettings, "model={1: 2}", "model: unknown key 1"),
         (TuneSettings, "model.name=[a]", "model: name must be text"),
         (CompareSettings, "models=[]", "models: must have at least 1 value(s), got []"),
         (CompareSettings, "seeds=a", "seeds: must be a whole number, got 'a'"),

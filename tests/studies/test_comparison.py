@@ -333,6 +333,7 @@ def test_the_split_stays_closed_while_a_cell_may_still_be_trained(
     assert anew.comparison.run_id != deleted
     assert tracker.find("emolab.kind", "comparison") == [anew.comparison.run_id]
     assert sum("trained before" in line for line in lines) == 2
+    assert sorted(tracker.children(anew.comparison.run_id)) == sorted(cell.run_id for cell in anew.comparison.cells)
 
 
 @pytest.mark.scenario

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from emolab.tracking.runs import open_tracker
+from emolab.names import UserError
+from emolab.tracking.runs import MLflowTracker, open_tracker
 
 SCRIPT = """
 import sys
@@ -54,6 +56,13 @@ def test_a_process_that_is_killed_while_it_makes_a_tracker_leaves_nothing_in_the
     tracker = open_tracker(enabled=True, uri=None, experiment="second", output=output)
     assert tracker.start("after").run_id
     assert {file.name for file in files(output)} == {"mlflow.db"}
+
+
+@pytest.mark.parametrize("uri", ["sqlite:tracker.db", "sqlite:/tracker.db"])
+def test_an_address_that_is_none_is_one_line(uri: str, one_line: Callable[..., None]) -> None:
+    with pytest.raises(UserError) as error:
+        MLflowTracker(uri, "first")
+    one_line(error, f"the tracker {uri} cannot be used")
 
 
 def files(output: Path) -> list[Path]:

@@ -39,8 +39,8 @@ class Interrupted(Tracker):
         run.log_metrics = log_metrics
         return run
 
-    def resume(self, run_id: str) -> Run:
-        return self.tracker.resume(run_id)
+    def resume(self, run_id: str, *, parent: str | None = None) -> Run:
+        return self.tracker.resume(run_id, parent=parent)
 
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Any:
         return self.tracker.find(tag, value, parent=parent)

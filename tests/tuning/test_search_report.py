@@ -65,6 +65,7 @@ def result(tmp_path: Path) -> Any:
         best=best,
         finalists=[Finalist(record=best, values=(0.5, 0.52, 0.54))],
         rungs=[1, 3],
+        fused=1,
         study=study,
     )
 
@@ -129,7 +130,7 @@ def again(score: float, workers: int) -> Any:
         (0.0, 2, {}, ["as good as its trial"]),
         (-0.01, 1, {"workers": {"count": 2}}, ["1 worker draws other dropout masks than 2 workers"]),
         (-0.01, 1, {"tuning": {"scheduler": "pbt"}}, ["changed its parameters on the way"]),
-        (-0.01, 1, {"workers": {"gpus": 1}}, ["shares its steps with others"]),
+        (-0.01, 1, {"workers": {"gpus": 1}}, ["number of workers are the same"]),
         (-0.01, 1, {}, ["number of workers are the same"]),
         (0.0, 1, {"register_as": None}, ["Kept is the model that was trained again"]),
         (0.0, 1, {"tracking": {"enabled": False}}, ["Kept is the model that was trained again"]),
@@ -145,6 +146,12 @@ def test_it_is_said_which_model_is_kept_and_why_it_scores_otherwise(
     assert len(said) == 1 + bool(change)  # no reason where nothing differs
     if not values:
         assert "Kept, and goes to the registry as edu-emotionnet, is the model that was trained again" in said[0]
+
+
+def test_trials_that_shared_their_steps_drew_other_masks(result: Any) -> None:
+    result.fused = 8
+    said = trained_again(TuneSettings(), result, again(0.4, 1))
+    assert "shares its steps with others" in said[1]
 
 
 def test_a_winner_that_the_search_had_stopped_is_called_so(result: Any) -> None:

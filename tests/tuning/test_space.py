@@ -48,6 +48,18 @@ def read(parameters: Any, folder: Path) -> None:
             {"training.learing_rate": {"distribution": "float", "low": 0.1, "high": 1}},
             ["learing_rate", "learning_rate"],
         ),
+        (
+            {
+                "training.weight_decay": {"distribution": "float", "low": 0.0, "high": 0.1},
+                "training.lerning_rate": {"distribution": "float", "low": 0.1, "high": 1},
+            },
+            ["unknown key 'training.lerning_rate', did you mean 'learning_rate'"],
+        ),
+        (
+            {"model.dropout": DROPOUT, "model.heds": {"distribution": "int", "low": 1, "high": 2}},
+            ["unknown key 'heds', did you mean 'heads'"],
+        ),
+        ({"model.d_model": {"distribution": "int", "low": 4, "high": 10**20}}, ["model.d_model", "must be less than"]),
         ({"model.depth": {"distribution": "int", "low": 1, "high": 2}}, ["depth"]),
         ({"model.dropout": {"distribution": "float", "low": 0.0, "high": 1.5}}, ["dropout", "1.5"]),
         ({"training.epochs": {"distribution": "int", "low": 0, "high": 3}}, ["epochs"]),

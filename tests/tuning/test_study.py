@@ -365,11 +365,15 @@ def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_p
     finish(study, study.ask().number, 0.5)
     again = open_study(tmp_path)
     assert again.draw_with({"sampler": "random", "seed": 0}, trials=2) == ""
-    with pytest.raises(
-        UserError, match=r"holds all its 2 trials, made with sampler random, not gp, with seed 0, not 1"
-    ):
-        again.draw_with({"sampler": "gp", "seed": 1}, trials=2)
-    assert again.draw_with({"sampler": "gp", "seed": 1}, trials=3) != ""
+    other = {"sampler": "gp", "seed": 1}
+    with pytest.raises(UserError, match=r"all its 2 trials, made with sampler random, not gp, with seed 0, not 1"):
+        again.draw_with(other, trials=2)
+    with pytest.raises(UserError, match="or let it have more trials or epochs"):
+        again.draw_with(other, trials=9, epochs=again.epochs())
+    assert again.draw_with(other, trials=3) != ""
+    assert open_study(tmp_path).draw_with({"sampler": "random", "seed": 0}, trials=2) == ""  # the other drew nothing
+    said = again.draw_with({"sampler": "tpe", "seed": 0}, trials=3)
+    assert said == "so far its trials were made with sampler random, not tpe"
 
 
 @pytest.mark.fault
@@ -410,7 +414,7 @@ def test_why_no_trial_completed_is_counted_by_reason(tmp_path: Path) -> None:
         study.tell(study.ask().number, "FAIL", reason=f"non-finite loss at epoch 1, step {number}")
     assert none_completed(study, {"parameters": 1000.0, "latency_ms": 20.0}) == (
         "none of the 7 trials completed (2 pruned over the limit tuning.constraints.parameters=1000, the smallest "
-        "had 997; 2 pruned over the limit tuning.constraints.latency_ms=20, the smallest had 19; 1 pruned "
+        "had 1012; 2 pruned over the limit tuning.constraints.latency_ms=20, the smallest had 20.5; 1 pruned "
         "when the epoch budget was spent; 1 pruned by the scheduler; 2 failed: non-finite loss at epoch 1, step 0; "
         "non-finite loss at epoch 1, step 1): raise tuning.constraints.parameters or search smaller models, "
         "raise tuning.constraints.latency_ms or search smaller models, raise tuning.epoch_budget"

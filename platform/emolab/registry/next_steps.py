@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow.exceptions import MlflowException
+
 from emolab.commands import job_command
 from emolab.names import UserError
 from emolab.registry.evidence import Evidence
@@ -31,6 +33,8 @@ def next_steps(settings: PromoteSettings, judged: Judged, tracker: MLflowTracker
     """What to do about gates without evidence, in the order in which it is to be done; empty where none lacks any."""
     lacking = {gate.name for gate in judged.verdict.gates if gate.outcome == "missing evidence"}
     steps: list[str] = []
+    if not lacking:
+        return steps
     data = _data(settings, judged.challenger, tracker)
     unswept = _unswept(judged, lacking)
     if unswept:
@@ -88,12 +92,15 @@ def _rates_of_the_suite(modalities: Sequence[str]) -> set[float]:
 
 def _data(settings: PromoteSettings, challenger: Evidence, tracker: MLflowTracker) -> Path | None:
     """The folder of the data set, as this call or the training named it; None where it does not lie there."""
-    trained = tracker.client.get_run(challenger.version.run_id).data.params.get("data")
+    try:
+        trained = tracker.client.get_run(challenger.version.run_id).data.params.get("data")
+    except (UserError, MlflowException):
+        trained = None
     for folder in (settings.evaluate, trained):
         try:
             if folder is not None and read_manifest(Path(folder)).digest == challenger.dataset:
                 return Path(folder)
-        except UserError:
+        except (UserError, OSError):  # not there any more, or a folder of somebody else's
             continue
     return None
 

@@ -78,7 +78,7 @@ def _why(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> 
             f"{len(result.records)} trials owes part of its score to the masks it met. "
             f"tuning.final_workers={then}, set before the first call, trains it as its trial was."
         )
-    if settings.workers.gpus or (settings.tuning.fused or 1) > 1:
+    if result.fused > 1:
         return "They differ because a trial that shares its steps with others (tuning.fused) draws other dropout masks."
     return "Configuration, seed and number of workers are the same: they differ by rounding on other hardware."
 

@@ -202,7 +202,7 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
         run.log_text(to_yaml(settings), "config.yaml")
         run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
 
-    return folder_run(
+    run = folder_run(
         tracker,
         prepared.folder,
         {"sweep": _identity(prepared.plan)},
@@ -215,6 +215,8 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
             "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
         },
     )
+    settled = tracker.settle(run.run_id)  # an opening of the test split is told under the tracker's own id
+    return run if settled in (None, run.run_id) else tracker.resume(settled)
 
 
 def _conclude(

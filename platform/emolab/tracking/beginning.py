@@ -42,6 +42,7 @@ def folder_run(
     Args:
         identity: plain values that say what the run is of; a folder belongs to one identity for ever.
         holds: what the folder holds where its identity is another one, for the refusal.
+        parent: a run id. Where that one was begun anew, a run that goes on is moved below it.
         describe: writes what every run has from its beginning. May be called again, for a run whose process was killed
             before it was recorded.
 
@@ -54,7 +55,7 @@ def folder_run(
             raise UserError(f"{folder} holds {holds}: choose another name")
         if known["tracker"] == redact(tracker.uri):
             with suppress(MissingRunError):
-                return tracker.resume(known["run_id"])
+                return tracker.resume(known["run_id"], parent=parent)
     run = begin_once(tracker, folder, identity, parent=parent, tags=tags)
     describe(run)
     write_record(folder, {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)})

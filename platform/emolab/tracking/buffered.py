@@ -126,7 +126,8 @@ class BufferedTracker(MLflowTracker):
             self._prompt = self._delivery.settle(_BEGINNING)  # a search begins many runs: a slow tracker delays one
         return BufferedRun(self._outbox, self._delivery, self._outbox.remote(local) or local, resumed=again)
 
-    def resume(self, run_id: str) -> Run:
+    def resume(self, run_id: str, *, parent: str | None = None) -> Run:
+        # Below another parent only where that one was begun anew, which is not noticed from here.
         return BufferedRun(self._outbox, self._delivery, run_id, resumed=True)
 
     def settle(self, run_id: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.commands import tool_command
 from emolab.names import UserError, checked_name
@@ -93,13 +94,13 @@ class MLflowTracker(Tracker):
             UserError: the tracker cannot be reached.
         """
         self.uri = uri
-        if uri.startswith("sqlite:"):
-            make_store(uri, artifacts)
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         try:
+            if uri.startswith("sqlite:"):
+                make_store(uri, artifacts)
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             location = artifacts.resolve().as_uri() if artifacts is not None else None
             self._experiment = experiment_id(self._client, experiment, location)
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError) as error:
             raise UserError(f"the tracker {uri} cannot be used: {' '.join(str(error).split())[:200]}") from None
 
     @property
@@ -120,13 +121,15 @@ class MLflowTracker(Tracker):
         )
         return MLflowRun(self._client, run.info.run_id)
 
-    def resume(self, run_id: str) -> Run:
+    def resume(self, run_id: str, *, parent: str | None = None) -> Run:
         if not self._takes_more(run_id):
             raise MissingRunError(
                 f"the tracker {self.uri} has no run {run_id} any more: restore it there, or choose another name"
             )
         run = MLflowRun(self._client, run_id)
         run.remember_recorded()
+        if parent is not None:
+            run.set_tags({PARENT_TAG: parent})
         return run
 
     def _takes_more(self, run_id: str) -> bool:

@@ -73,8 +73,11 @@ class Tracker(ABC):
         """
 
     @abstractmethod
-    def resume(self, run_id: str) -> Run:
+    def resume(self, run_id: str, *, parent: str | None = None) -> Run:
         """Go on with a run that was begun before, here or in another process.
+
+        Args:
+            parent: the run below which it stands from here on; None: as it is.
 
         Raises:
             MissingRunError: the tracker says at once that it has no such run.
@@ -133,7 +136,7 @@ class NoTracker(Tracker):
     ) -> Run:
         return NoRun()
 
-    def resume(self, run_id: str) -> Run:
+    def resume(self, run_id: str, *, parent: str | None = None) -> Run:
         return NoRun()
 
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:

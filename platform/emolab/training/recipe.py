@@ -64,7 +64,7 @@ def _model_options(name: str, options: Mapping[str, Any]) -> Any:
     known = [field.name for field in fields(entry.config)]
     for key in options:
         if key not in known:
-            raise ValueError(f"unknown key {key!r}{nearest(key, known)} (options of {name}: {', '.join(known)})")
+            raise ValueError(f"unknown key {key!r}{nearest(str(key), known)} (options of {name}: {', '.join(known)})")
     values = asdict(entry.config) | dict(options)
     for key in entry.fixed & set(options):
         if options[key] != getattr(entry.config, key):

@@ -35,13 +35,13 @@ def claim(study: optuna.Study, made_with: Mapping[str, Any]) -> None:
         raise UserError(f"the study {study.study_name} was made {differing[0]}{more}: choose another name")
 
 
-def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int, trials: int) -> str:
+def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int, full: bool) -> str:
     """Say what draws and stops the trials of this study from here on. A study may go on by another method.
 
     Args:
         methods: flat, of plain values.
         finished: trials that the study holds.
-        trials: that it shall hold.
+        full: whether it holds all that it shall.
 
     Returns:
         A sentence where the methods are others than before, else nothing.
@@ -49,17 +49,18 @@ def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int,
     Raises:
         UserError: they are others, and no trial is left for them: the result would be taken for theirs.
     """
-    name, known = study.study_name, study.user_attrs.get(METHODS, [])
+    stored = study.user_attrs.get(METHODS, [])
+    known = [entry for entry in stored if entry[AFTER] < finished]  # one after which no trial finished drew none
     last = {key: value for key, value in known[-1].items() if key != AFTER} if known else None
-    if last == methods:
-        return ""
     differing = _differences(last, methods) if last is not None else []
-    if differing and finished >= trials:
+    if differing and full:
         raise UserError(
-            f"the study {name} holds all its {finished} trials, made {', '.join(differing)}: "
-            "choose another name, or set tuning.trials higher to go on this way"
+            f"the study {study.study_name} holds all its {finished} trials, made {', '.join(differing)}: choose "
+            "another name, or let it have more trials or epochs to go on this way"
         )
-    study.set_user_attr(METHODS, [*known, {**methods, AFTER: finished}])
+    kept = known if last == methods else [*known, {**methods, AFTER: finished}]
+    if kept != stored:
+        study.set_user_attr(METHODS, kept)
     return f"so far its trials were made {', '.join(differing)}" if differing and finished else ""
 
 

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from emolab.names import UserError
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import IntParameter, SearchSpace
-from emolab.tuning.study import OVER, Study, TrialRecord
+from emolab.tuning.study import Study, TrialRecord
 
 CANDIDATE = "candidate"
 SEED = "final_seed"
@@ -67,7 +67,7 @@ def enqueue_finalists(settings: TuneSettings, search: Study, final: Study) -> li
 
 def _furthest(search: Study) -> list[TrialRecord]:
     """Trials that were stopped early, the furthest first, of equally far ones the best."""
-    stopped = [r for r in search.records() if r.state == "PRUNED" and r.epochs and not r.reason.startswith(OVER)]
+    stopped = [r for r in search.records() if r.state == "PRUNED" and r.value is not None]
     return sorted(stopped, key=lambda record: (-record.epochs, -(record.value or 0.0), record.number))
 
 

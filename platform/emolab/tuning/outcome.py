@@ -19,7 +19,8 @@ def none_completed(study: Study, limits: Mapping[str, float]) -> str:
     for name, limit in limits.items():
         over = sum(name in _limits_of(reason) for reason in pruned)
         if over:
-            smallest = limit + min(excess[name]) if excess.get(name) else None
+            beyond = [value for value in excess.get(name, []) if value > 0]
+            smallest = limit + min(beyond) if beyond else None
             seen = "" if smallest is None else f", the smallest had {smallest:.6g}"
             reasons.append(f"{over} pruned over the limit tuning.constraints.{name}={limit:.6g}{seen}")
             advice.append(f"raise tuning.constraints.{name} or search smaller models")

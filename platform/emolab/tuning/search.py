@@ -42,6 +42,8 @@ class SearchResult:
     """Best first; empty where no final was asked for."""
     rungs: list[int]
     """Epochs after which trials could be stopped."""
+    fused: int
+    """Configurations that shared a step, at most."""
     settings: TrainSettings
     """The base configuration with the best parameters, and the workers to train it with."""
     study: Study
@@ -70,7 +72,7 @@ def search_in(
         UserError: as ``search``.
     """
     study = _open(settings, plan)
-    drawn_otherwise = study.draw_with(methods(settings), trials=plan.trials)
+    drawn_otherwise = study.draw_with(methods(settings), trials=plan.trials, epochs=settings.tuning.epoch_budget)
     if drawn_otherwise:
         report(drawn_otherwise)
     run = _parent_run(settings, plan, tracker)
@@ -177,6 +179,7 @@ def _result(
         best=best,
         finalists=finalists,
         rungs=plan.rungs,
+        fused=plan.fused,
         settings=chosen,
         study=study,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,7 +66,7 @@ class FloatParameter(ParameterSettings):
     def extremes(self) -> list[Any]:
         return [self.low, self.high]
 
-    def representatives(self) -> list[Any]:
+    def representatives(self) -> Sequence[Any]:
         """Values that stand for all others in combination with other parameters: what lies between shapes nothing."""
         return self.extremes()
 
@@ -82,8 +82,8 @@ class IntParameter(ParameterSettings):
     """A whole number in [low, high]."""
 
     distribution: Literal["int"]
-    low: int
-    high: int
+    low: int = Field(ge=-(2**31), lt=2**31)
+    high: int = Field(ge=-(2**31), lt=2**31)
     log: bool = Field(default=False, description="draw uniformly on a logarithmic scale")
     step: int = Field(default=1, ge=1, description="distance of neighbouring values")
 
@@ -100,11 +100,11 @@ class IntParameter(ParameterSettings):
     def extremes(self) -> list[Any]:
         return [self.low, self.high]
 
-    def representatives(self) -> list[Any]:
-        return self.values()
+    def representatives(self) -> Sequence[Any]:
+        return range(self.low, self.high + 1, self.step)
 
     def values(self) -> list[Any]:
-        return list(range(self.low, self.high + 1, self.step))
+        return list(self.representatives())
 
 
 class CategoricalParameter(ParameterSettings):
@@ -119,8 +119,8 @@ class CategoricalParameter(ParameterSettings):
     def extremes(self) -> list[Any]:
         return list(self.choices)
 
-    def representatives(self) -> list[Any]:
-        return self.values()
+    def representatives(self) -> Sequence[Any]:
+        return self.choices
 
     def values(self) -> list[Any]:
         return list(self.choices)
@@ -234,9 +234,11 @@ def _check_alone(space: SearchSpace, base: TrainSettings, key: str, values: dict
         configured(base, values)
     except UserError as error:
         reason = str(error)
-        if any(names(reason, other) for other in space.parameters if other not in values):
+        unknown = "unknown key" in reason
+        others = [other for other in space.parameters if other not in values and names(reason, other)]
+        if key.startswith("model.") and others and not unknown:
             return  # depends on a second parameter: the combinations are checked
-        said = "" if key in reason or "unknown key" in reason else f"{key}={shown(values[key])}: "
+        said = "" if key in reason or unknown else f"{key}={shown(values[key])}: "
         raise UserError(f"{where}{said}{reason.removeprefix('model: ')}") from None
 
 

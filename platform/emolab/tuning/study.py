@@ -117,9 +117,16 @@ class Study:
         """Say what the trials of this study share, as ``claims.claim`` does."""
         claim(self._study, made_with)
 
-    def draw_with(self, methods: Mapping[str, Any], *, trials: int) -> str:
-        """Say what draws and stops the trials from here on, as ``claims.draw_with`` does."""
-        return draw_with(self._study, methods, finished=self.finished(), trials=trials)
+    def draw_with(self, methods: Mapping[str, Any], *, trials: int, epochs: int | None = None) -> str:
+        """Say what draws and stops the trials from here on, as ``claims.draw_with`` does.
+
+        Args:
+            trials: that the study shall hold.
+            epochs: that they may take; None: as many as they need.
+        """
+        finished = self.finished()
+        full = finished >= trials or (epochs is not None and self.epochs() >= epochs)
+        return draw_with(self._study, methods, finished=finished, full=full)
 
     def use_sampler(self, sampler: BaseSampler) -> None:
         """Draw with another sampler from here on."""
