@@ -452,7 +452,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_
     lines: list[str] = []
     settings = job_settings(trained.data, tmp_path / "runs", "paper", str(trained.models[0].folder))
     assert robustness(settings, dry_run=True, report=lines.append) is None
-    assert "1 models, 28 cells, 12 test sessions: 2 units of work" in lines[0]
+    assert f"1 models, 28 cells, 12 test sessions of {trained.data}: 2 units of work" in lines[0]
     assert not (tmp_path / "runs").exists()
 
 

@@ -119,7 +119,7 @@ def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, 
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"splits": ("test",)}, ["splits", "'train' or 'validation'"]),
+        ({"splits": ("test",)}, ["splits.0: must be one of train, validation, got 'test'"]),
         ({"data": None}, ["--data", "--shards"]),
         ({"data": None, "shards": "{data}/test"}, ["test split", "jobs/compare.py"]),
         ({"data": None, "shards": "{data}/nowhere"}, ["no folder"]),
