@@ -19,7 +19,8 @@ from emolab.tuning.settings import TuneSettings
 def settings_for(data: Path, folder: Path, *overrides: str) -> TuneSettings:
     values = [
         f"--data={data}", f"--output={folder / 'runs'}", "--name=one", "--register-as=null",
-        f"tuning.space={REPOSITORY / 'search_spaces' / 'paper.yaml'}", "tuning.trials=2", "tuning.final_workers=1", "tuning.grace_epochs=1",
+        f"tuning.space={REPOSITORY / 'search_spaces' / 'paper.yaml'}", "tuning.trials=2",
+        "tuning.final_workers=1", "tuning.grace_epochs=1",
         "model.d_model=8", "model.layers=1", "model.heads=2",
         "training.epochs=2", "training.batch_size=8", "training.warmup_epochs=0", *overrides,
     ]  # fmt: skip
