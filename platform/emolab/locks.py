@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from emolab.sessions.manifest import write_atomically
 
 LOCK = "in-use.lock"
 HOLDER = "holder.json"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system says that has no locks: some shared ones are mounted so, and a training there needs none."""
 
 
 @contextmanager
@@ -37,6 +41,10 @@ def holding(folder: Path, *, what: str, patience: float = 0.0) -> Iterator[None]
         raise UserError(
             f"the {what} in {folder} is in use by another process ({who}): wait for its end, or end it"
         ) from None
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        sys.stderr.write(f"warning: {folder} cannot be locked ({error.strerror}): let one job at a time use it\n")
     try:
         write_atomically(holder, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode())
         yield

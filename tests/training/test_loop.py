@@ -1,5 +1,7 @@
 """The one loop: equal runs are equal to the bit, however they are interrupted."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -224,6 +226,20 @@ def test_one_process_at_a_time_trains_a_run_and_the_second_waits_where_it_is_tol
     assert not (folder / "checkpoints").exists()
     threading.Timer(1.0, lambda: held.__exit__(None, None, None)).start()
     assert train(settings, patience=60.0).progress.finished
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with holding(tmp_path, what="run"):
+        pass
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {tmp_path} cannot be locked (No locks available): let one job at a time use it"
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": {}}', "\x00\xff"])
