@@ -63,7 +63,7 @@ def parse(
     parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below")
     parser.add_argument("--preset", help=f"a ready set of values: {', '.join(presets())}")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
     for name, field in settings.model_fields.items():
         if _section(field.annotation) is None:
             flag = f"--{name.replace('_', '-')}"
