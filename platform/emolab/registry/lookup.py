@@ -20,12 +20,11 @@ from emolab.limits import load_yaml
 from emolab.names import UserError, checked_name
 from emolab.sessions.manifest import FILE_NAME as DATA_SET
 from emolab.sessions.manifest import read_manifest
+from emolab.tracking.beginning import CONFIGURATION
 from emolab.tracking.runs import MLflowTracker
 from emolab.training.train import flatten
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
-CONFIGURATION = "config.yaml"
-"""In a run's folder, and an artifact of the run: the whole configuration it was trained with."""
 _DIGITS = 16
 """Of a data set's digest, as they stand in the settings of a kept model."""
 _RUN = re.compile(r"(?:runs:/)?([0-9a-f]{32})")

@@ -28,7 +28,7 @@ from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
 from emolab.studies.report import ReportSettings
 from emolab.studies.test_split import openings
-from emolab.tracking.beginning import folder_run
+from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -129,7 +129,7 @@ def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str]
         if settings.search.trials:
             settings = tuned_by_search(settings, plan.folder, tracker, run, report=report)
             plan = replace(plan, cells=tuple(_cells(settings, plan.folder)))
-        run.log_text(to_yaml(settings), "config.yaml")  # models and seeds may be added
+        run.log_text(to_yaml(settings), CONFIGURATION)  # models and seeds may be added
         trained = train_cells(plan.cells, place, report=report)
         _refuse_undecided(plan.cells, trained)
         run.log_json([outcome.checkpoint for outcome in trained if not outcome.failure], "frozen.json")

@@ -41,7 +41,7 @@ from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep
-from emolab.tracking.beginning import folder_run
+from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
@@ -199,7 +199,7 @@ def _open_split(prepared: _Prepared, run: Run, tracker: MLflowTracker) -> SplitL
 
 def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
     def describe(run: Run) -> None:
-        run.log_text(to_yaml(settings), "config.yaml")
+        run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
 
     run = folder_run(

@@ -21,6 +21,8 @@ from emolab.sessions.manifest import canonical_json, write_atomically
 from emolab.tracking.tracker import MissingRunError, Run, Tracker
 
 KEY_FILE = "run.key"
+CONFIGURATION = "config.yaml"
+"""Artifact of every run of a job, and a file in a training's folder: the whole configuration."""
 RECORD = "run.json"
 """In a run's folder: what the run is of, and which run of which tracker it is."""
 

@@ -18,7 +18,7 @@ from emolab.names import UserError, contained
 from emolab.redaction import redacted
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.tracking.beginning import folder_run, read_record, write_record
+from emolab.tracking.beginning import CONFIGURATION, folder_run, read_record, write_record
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
@@ -184,9 +184,9 @@ def _claim(
     def describe(run: Run) -> None:
         parameters = flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count}
         run.log_parameters(redacted(parameters))
-        run.log_text(to_yaml(settings), "config.yaml")
+        run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_text(manifest.model_dump_json(indent=1), "dataset.json")
-        write_atomically(folder / "config.yaml", to_yaml(settings).encode())
+        write_atomically(folder / CONFIGURATION, to_yaml(settings).encode())
 
     return folder_run(
         tracker,

@@ -13,7 +13,7 @@ from emolab.locks import holding
 from emolab.names import UserError
 from emolab.redaction import redacted
 from emolab.sessions.manifest import Manifest, write_atomically
-from emolab.tracking.beginning import folder_run
+from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
@@ -139,7 +139,7 @@ def _final(
 
 def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> Run:
     def describe(run: Run) -> None:
-        run.log_text(to_yaml(settings), "config.yaml")
+        run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
         tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
         run.log_parameters(redacted({f"tuning.{key}": value for key, value in tuning.items()}))
