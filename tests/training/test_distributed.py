@@ -23,7 +23,7 @@ def test_two_workers_reach_the_weights_of_one_after_twenty_steps(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
     # 42 sessions in batches of 9 are 5 steps an epoch; the last batch has 6, and shares differ in size.
-    settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, epochs=4, batch_size=9)
+    settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, epochs=4, batch_size=9, ema_decay=0.8)
     alone = finish(settings, CheckpointFolder(tmp_path / "alone"))
     told: list[EpochReport] = []
     fit_distributed(with_workers(settings, 2), tmp_path / "two", report=told.append)
@@ -35,9 +35,10 @@ def test_two_workers_reach_the_weights_of_one_after_twenty_steps(
     assert one is not None
     assert two is not None
     assert one.state["epoch"] == two.state["epoch"] == 4
-    for name, value in one.tensors["model"].items():
-        difference = (two.tensors["model"][name] - value).norm() / value.norm().clamp_min(1e-8)
-        assert difference <= 1e-5, (name, float(difference))
+    for group in ("model", "best"):
+        for name, value in one.tensors[group].items():
+            difference = (two.tensors[group][name] - value).norm() / value.norm().clamp_min(1e-8)
+            assert difference <= 1e-5, (group, name, float(difference))
     for mine, theirs in zip(alone.progress.reports, two.state["reports"], strict=True):
         assert theirs["validation_macro_f1"] == mine["validation_macro_f1"]
         assert theirs["train_loss"] == pytest.approx(mine["train_loss"], rel=1e-6)

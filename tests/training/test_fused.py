@@ -12,7 +12,7 @@ from torch import Tensor
 from emolab.names import UserError
 from emolab.training.data import TrainingData, load_training_data
 from emolab.training.fused import FUSABLE, FusedTraining, MemberDropout
-from emolab.training.loop import fit
+from emolab.training.loop import fit, run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 
 
 def member(data: Path, *, name: str = "edu_emotionnet", dropout: float = 0.0, **training: Any) -> TrainSettings:
-    """Four epochs of six steps."""
-    recipe = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1, "decay_epochs": [2], "patience": 4} | training
+    """Four epochs of six steps, the last of which is kept."""
+    recipe = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1, "decay_epochs": [2], "selection": "last"} | training
     model = {"name": name, "d_model": 8, "layers": 1, "heads": 2, "dropout": dropout}
     return TrainSettings.model_validate({"data": str(data), "model": model, "training": recipe})
 
@@ -30,8 +30,9 @@ def member(data: Path, *, name: str = "edu_emotionnet", dropout: float = 0.0, **
 def alone(settings: TrainSettings, data: TrainingData) -> tuple[dict[str, Tensor], list[EpochReport]]:
     torch.manual_seed(settings.training.seed)
     model = settings.model.build(data.manifest)
-    reports = list(fit(model, model, data, settings.training, workers=Workers()))
-    return model.state_dict(), reports
+    reports: list[EpochReport] = []
+    outcome = run_to_end(fit(model, model, data, settings.training, workers=Workers()), reports.append)
+    return dict(outcome.weights), reports
 
 
 RECIPES = st.fixed_dictionaries(
@@ -42,6 +43,7 @@ RECIPES = st.fixed_dictionaries(
         "modality_dropout": st.sampled_from([0.0, 0.5]),
         "feature_noise": st.sampled_from([0.0, 0.3]),
         "gradient_clip": st.sampled_from([None, 0.5]),
+        "ema_decay": st.sampled_from([0.0, 0.5, 0.9]),
     }
 )
 

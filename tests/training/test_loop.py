@@ -70,9 +70,11 @@ def test_length_buckets_are_repeatable_and_change_which_sessions_meet(toy_data: 
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one(toy_data: Path, tmp_path: Path, stop_after: int) -> None:
-    settings = settings_for(toy_data, tmp_path, modality_dropout=0.5)
+@pytest.mark.parametrize(("stop_after", "ema_decay"), [(1, 0.0), (3, 0.0), (2, 0.9)])
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(
+    toy_data: Path, tmp_path: Path, stop_after: int, ema_decay: float
+) -> None:
+    settings = settings_for(toy_data, tmp_path, modality_dropout=0.5, ema_decay=ema_decay)
     unbroken = finish(settings)
     folder = CheckpointFolder(tmp_path / "checkpoints")
     epochs = epochs_in_process(settings, checkpoints=folder)
@@ -82,6 +84,37 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(toy_data: Path, tmp_p
     resumed = finish(settings, folder)
     assert digest(resumed.weights) == digest(unbroken.weights)
     assert resumed.progress.epoch == 4
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(toy_data: Path, tmp_path: Path) -> None:
+    """One step an epoch, so that the weights of every step are seen: the average is theirs by its definition, and the
+    training is the one that it would be without."""
+    data = load_training_data(toy_data)
+    seen: dict[float, list[dict[str, Tensor]]] = {}
+    for decay in (0.0, 0.5):
+        recipe = {"epochs": 12, "batch_size": 64, "patience": 12, "selection": "last", "ema_decay": decay}
+        settings = settings_for(toy_data, tmp_path, **recipe)
+        torch.manual_seed(0)
+        model = settings.model.build(data.manifest)
+        outcome = run_to_end(
+            fit(model, model, data, settings.training, workers=Workers()),
+            lambda _, at=decay, now=model: seen.setdefault(at, []).append(
+                {name: value.clone() for name, value in now.state_dict().items()}
+            ),
+        )
+    steps = seen[0.5]
+    assert [digest(step) for step in steps] == [digest(step) for step in seen[0.0]]
+    for name, value in outcome.weights.items():
+        expected = steps[0][name].double()
+        for updates, step in enumerate(steps[1:], start=1):
+            stays = min(0.5, (1 + updates) / (10 + updates))
+            expected = stays * expected + (1.0 - stays) * step[name].double()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+    kept = settings.model.build(data.manifest)
+    kept.load_state_dict(outcome.weights)
+    score = evaluate(kept, data.validation, settings.training, workers=Workers())
+    assert score.loss == outcome.progress.reports[-1]["validation_loss"]
+    assert score.loss != evaluate(model, data.validation, settings.training, workers=Workers()).loss
 
 
 def test_training_learns_and_keeps_the_best_epoch(toy_data: Path, tmp_path: Path) -> None:

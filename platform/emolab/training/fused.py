@@ -1,9 +1,9 @@
 """Several configurations of one shape trained in one step: stacked parameters under ``torch.func.vmap``.
 
 Members share everything that decides shapes and the order of batches (architecture, seed, batch size, schedule);
-learning rate, weight decay, lambda, dropout, modality dropout, feature noise and gradient clipping are each member's
-own, as are its optimizer state and its dropout masks. Without dropout a member's weights are those of training it
-alone, up to rounding. This pays on a GPU, where a small model leaves most of the device idle; on a CPU it does not.
+learning rate, weight decay, lambda, dropout, modality dropout, feature noise, gradient clipping and averaging are each
+member's own, as are its optimizer state and its dropout masks. Without dropout a member's weights are those of training
+it alone, up to rounding. This pays on a GPU, where a small model leaves most of the device idle; on a CPU it does not.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.losses import combined_loss
 from emolab.names import UserError
 from emolab.sessions.loading import epoch_batches, ordered_batches
+from emolab.training.averaging import decay_at
 from emolab.training.data import TrainingData
 from emolab.training.loop import Progress, advance, confusion_counts, mix_seed, training_batch
 from emolab.training.metrics import EpochReport, Evaluation
@@ -33,7 +34,15 @@ from emolab.training.recipe import TrainSettings
 
 FUSABLE = ("edu_emotionnet", "edu_emotionnet-cmaa", "edu_emotionnet-mie", "edu_emotionnet-tfl")
 """Models that are known to give under ``vmap`` what they give alone."""
-_OWN = ("learning_rate", "weight_decay", "kl_weight", "modality_dropout", "feature_noise", "gradient_clip")
+_OWN = (
+    "learning_rate",
+    "weight_decay",
+    "kl_weight",
+    "modality_dropout",
+    "feature_noise",
+    "gradient_clip",
+    "ema_decay",
+)
 _MARK = 0.314159265358979
 """Dropout probability with which the shared module is built; wherever it turns up, a member's own is meant."""
 _BETAS = (0.9, 0.999)
@@ -64,13 +73,14 @@ class FusedTraining:
         marked = first.model.model_copy(update={"dropout": _MARK})
         self._module = type(first.model).model_validate(marked.model_dump()).build(data.manifest).to(device)
         self._moments = tuple(torch.zeros_like(self._weights) for _ in range(2))
+        averaging = any(settings.training.ema_decay for settings in members.values())
+        self._averages = self._weights.clone() if averaging else None
         self._steps = 0
         self._progress = {number: Progress() for number in members}
 
-    @property
-    def _parameters(self) -> Stacked:
-        """Views of the weights."""
-        parts = self._weights.split([shape.numel() for shape in self._shapes.values()], dim=1)
+    def _views(self, flat: Tensor) -> Stacked:
+        """(members, P) weights -> the same as the module's parameters."""
+        parts = flat.split([shape.numel() for shape in self._shapes.values()], dim=1)
         return {
             name: part.unflatten(1, shape) if shape else part.squeeze(1)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
@@ -81,10 +91,15 @@ class FusedTraining:
         """The members that are left, in the order of the stack."""
         return list(self._members)
 
+    @property
+    def _found(self) -> Stacked:
+        """What the training is to give: the weights, or their averages."""
+        return self._views(self._weights if self._averages is None else self._averages)
+
     def weights(self, number: int) -> dict[str, Tensor]:
-        """Parameters and buffers of one member."""
+        """Parameters and buffers of one member, as they are validated."""
         row = self.numbers.index(number)
-        return {name: value[row].clone() for name, value in (self._parameters | self._buffers).items()}
+        return {name: value[row].clone() for name, value in (self._found | self._buffers).items()}
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Let all other members go."""
@@ -93,6 +108,7 @@ class FusedTraining:
             return
         self._weights, *moments = (flat[rows] for flat in (self._weights, *self._moments))
         self._moments = tuple(moments)
+        self._averages = None if self._averages is None else self._averages[rows]
         self._buffers = {name: value[rows] for name, value in self._buffers.items()}
         self._members = {number: self._members[number] for number in self.numbers if number in numbers}
 
@@ -157,7 +173,7 @@ class FusedTraining:
             return total / steps.clamp_min(1.0), terms
 
         return vmap(grad(loss, has_aux=True), in_dims=(0, 0, 0, axis, axis), randomness="different")(
-            self._parameters, self._buffers, self._own(), features, present
+            self._views(self._weights), self._buffers, self._own(), features, present
         )
 
     def _inputs(self, indices: NDArray[np.int64], epoch: int) -> tuple[SessionBatch, Stacked, Stacked, int | None]:
@@ -192,6 +208,9 @@ class FusedTraining:
         squares.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1.0 - _BETAS[1])
         direction = means / (squares.sqrt() / second**0.5 + _EPSILON)
         self._weights.mul_(decay[:, None]).sub_((rates / first)[:, None] * direction)
+        if self._averages is not None:
+            stays = self._column([decay_at(s.training.ema_decay, self._steps - 1) for s in self._members.values()])
+            self._averages.lerp_(self._weights, 1.0 - stays[:, None])
 
     def _clipped(self, gradient: Tensor) -> Tensor:
         """(members, P) -> the same, every row no longer than its member's limit."""
@@ -221,7 +240,7 @@ class FusedTraining:
                 terms = torch.stack([total, found.cross_entropy, found.steps.to(total.dtype)])
                 return terms, predictions.log_probabilities
 
-            terms, log_probabilities = vmap(score)(self._parameters, self._buffers, weights)
+            terms, log_probabilities = vmap(score)(self._found, self._buffers, weights)
             sums += terms.double()
             counts = counts + torch.stack([confusion_counts(rows, batch) for rows in log_probabilities])
         return {number: _evaluation(sums[row], counts[row]) for row, number in enumerate(self.numbers)}

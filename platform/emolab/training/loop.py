@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.conventions import IGNORED_LABEL
@@ -20,6 +21,7 @@ from emolab.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restor
 from emolab.names import UserError
 from emolab.sessions.loading import SessionStore, epoch_batches, ordered_batches
 from emolab.training.augmentation import add_noise, drop_steps
+from emolab.training.averaging import averaged
 from emolab.training.data import TrainingData
 from emolab.training.metrics import EpochReport, Evaluation
 from emolab.training.processes import Workers
@@ -80,19 +82,21 @@ def fit(
             update has spoiled the weights; on every worker alike.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, progress = _resume(model, optimizer, checkpoints, workers)
+    average = averaged(model, settings.ema_decay)
+    best, progress = _resume(model, average, optimizer, checkpoints, workers)
+    found = model if average is None else average.module  # what this training is to give
     while not progress.finished:
         started = time.perf_counter()
-        losses = _train_epoch(wrapped, optimizer, data, settings, progress.epoch, workers)
-        evaluation = evaluate(model, data.validation, settings, workers=workers) if len(data.validation) else None
+        losses = _train_epoch(wrapped, average, optimizer, data, settings, progress.epoch, workers)
+        evaluation = evaluate(found, data.validation, settings, workers=workers) if len(data.validation) else None
         seconds = time.perf_counter() - started
         speed = len(data.train) / seconds
-        _refuse_non_finite(model, data, settings, progress.epoch + 1, evaluation, workers)
+        _refuse_non_finite(found, data, settings, progress.epoch + 1, evaluation, workers)
         progress = advance(progress, settings, losses, evaluation, sessions_per_second=speed, workers=workers.count)
         if progress.best_epoch == progress.epoch or settings.selection == "last":
-            best = _copy(model.state_dict())
+            best = _copy(found.state_dict())
         if checkpoints is not None and workers.rank == 0:
-            checkpoints.save(progress.epoch, _checkpoint(model, best, optimizer, progress))
+            checkpoints.save(progress.epoch, _checkpoint(model, average, best, optimizer, progress))
         yield EpochReport(**progress.reports[-1])  # pyright: ignore[reportArgumentType]  # its own asdict
     return Outcome(weights=best, progress=progress)
 
@@ -108,6 +112,7 @@ def run_to_end(epochs: Generator[EpochReport, None, Outcome], report: Callable[[
 
 def _train_epoch(
     model: nn.Module,
+    average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     data: TrainingData,
     settings: TrainingSettings,
@@ -147,6 +152,8 @@ def _train_epoch(
         if settings.gradient_clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
         sums += shared
     return sums[:3] / sums[3].clamp_min(1.0)
 
@@ -277,16 +284,24 @@ def advance(
 
 
 def _checkpoint(
-    model: nn.Module, best: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: Progress
+    model: nn.Module,
+    average: AveragedModel | None,
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
 ) -> Checkpoint:
-    return Checkpoint(
-        tensors={"model": model.state_dict(), "best": best, "optimizer": optimizer_tensors(optimizer)},
-        state=asdict(progress),
-    )
+    tensors = {"model": model.state_dict(), "best": best, "optimizer": optimizer_tensors(optimizer)}
+    if average is not None:
+        tensors["average"] = average.state_dict()
+    return Checkpoint(tensors=tensors, state=asdict(progress))
 
 
 def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints | None, workers: Workers
+    model: nn.Module,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints | None,
+    workers: Workers,
 ) -> tuple[Mapping[str, Tensor], Progress]:
     newest = checkpoints.newest() if checkpoints is not None else None
     if checkpoints is not None and workers.count > 1:
@@ -299,6 +314,8 @@ def _resume(
         first = " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoints of this run belong to another model ({first}); choose another name") from None
     restore_optimizer(optimizer, newest.tensors["optimizer"])
+    if average is not None and "average" in newest.tensors:  # else it begins at the next step, with these weights
+        average.load_state_dict(newest.tensors["average"])
     return newest.tensors["best"], Progress.from_state(newest.state)
 
 

@@ -99,6 +99,13 @@ class TrainingSettings(Settings):
     gradient_clip: float | None = Field(
         default=None, gt=0.0, description="largest gradient norm; no clipping where null"
     )
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="validate and keep an exponential moving average of the weights; share of it that stays at each "
+        "optimizer step, such as 0.98; 0: the weights themselves",
+    )
     modality_dropout: float = Field(
         default=0.0,
         ge=0.0,

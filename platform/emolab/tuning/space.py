@@ -26,6 +26,7 @@ SHAPE_FREE = (
     "training.modality_dropout",
     "training.feature_noise",
     "training.gradient_clip",
+    "training.ema_decay",
     "training.seed",
     "model.dropout",
 )
