@@ -6,11 +6,10 @@ a decayed rate and many more epochs is seen at once, so that a score after a few
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+Weights = tuple[Tensor, ...] | list[Tensor]
 
 
 def decay_at(decay: float, updates: int) -> float:
@@ -25,8 +24,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    @torch.no_grad()
-    def move(averages: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor) -> None:
-        torch._foreach_lerp_(list(averages), list(current), 1.0 - decay_at(decay, int(updates)))
+    def move(averages: Weights, current: Weights, updates: Tensor | int) -> None:
+        get_ema_multi_avg_fn(decay_at(decay, int(updates)))(averages, current, updates)
 
-    return AveragedModel(model, multi_avg_fn=move)  # pyright: ignore[reportArgumentType]  # wider than its lists
+    return AveragedModel(model, multi_avg_fn=move)
