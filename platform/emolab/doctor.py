@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +14,9 @@ from rich.table import Table
 
 from emolab.cluster import connected, joins_cluster
 from emolab.configuration import read_preset, validate
-from emolab.job import run_job
 from emolab.names import UserError
 from emolab.redaction import redact
 from emolab.sessions.manifest import FILE_NAME, read_manifest
-from emolab.sessions.shards import describe, verify
 from emolab.tracking.runs import open_tracker
 from emolab.tuning.search import TuneSettings, plan_search
 
@@ -35,46 +30,6 @@ class Finding:
     topic: str
     good: bool
     detail: str
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The ``emolab`` command.
-
-    Args:
-        arguments: of the command; None: those of this process.
-    """
-    parser = argparse.ArgumentParser(prog="emolab", description="Experiments on multimodal affect models.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    doctor = commands.add_parser("doctor", help="check versions, devices, resources against the plan, disk, tracker")
-    doctor.add_argument("--preset", default="small", help="the plan to check (default: small)")
-    doctor.set_defaults(run=lambda options: print_findings(examine(options.preset)))
-    check = commands.add_parser("verify", help="read a whole data set, check every digest and session, describe it")
-    check.add_argument("folder", type=Path)
-    check.set_defaults(run=lambda options: print(describe(verify(options.folder))) or True)
-    deliver = commands.add_parser("deliver", help="send the tracker what it missed while it could not be reached")
-    deliver.add_argument("output", type=Path, help="folder of the results, which holds the outbox")
-    deliver.add_argument("--uri", help="address of the tracker (default: MLFLOW_TRACKING_URI)")
-    deliver.set_defaults(run=lambda options: deliver_outbox(options.output, options.uri))
-    options = parser.parse_args(arguments)
-    run_job(lambda: None if options.run(options) else sys.exit(1))
-
-
-def deliver_outbox(output: Path, uri: str | None) -> bool:
-    """Send what waits in the outbox of a folder; whether nothing waits any more.
-
-    Raises:
-        UserError: there is no outbox, no address, or the tracker refuses.
-    """
-    from emolab.tracking.buffered import FOLDER, send_left_behind
-
-    address = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not (output / FOLDER).is_dir():
-        raise UserError(f"{output} has no outbox: nothing was held back there")
-    if not address:
-        raise UserError("no tracker is named: give --uri or set MLFLOW_TRACKING_URI")
-    outcome = send_left_behind(output, address)
-    print(outcome.describe())
-    return not outcome.waiting
 
 
 def examine(preset: str) -> list[Finding]:
@@ -151,7 +106,3 @@ def _plan(settings: TuneSettings) -> Finding:
         return Finding(topic="plan", good=True, detail="can be checked when the data set exists")
     with connected(settings.cluster):
         return Finding(topic="plan", good=True, detail=plan_search(settings).describe(settings))
-
-
-if __name__ == "__main__":  # python -m emolab.doctor
-    main(["doctor", *sys.argv[1:]])

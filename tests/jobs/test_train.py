@@ -1,6 +1,7 @@
 """What jobs/train.py tells, and what a tracker that cannot be reached costs it."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,15 +59,32 @@ def test_the_doctor_sees_that_a_tracker_does_not_answer(tmp_path: Path, monkeypa
     assert "cannot be reached" in tracker.detail
 
 
-def test_the_doctor_can_be_called_as_a_module(
+def test_the_command_can_be_called_as_a_module(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["emolab.doctor", "--preset", "smok"])
-    monkeypatch.delitem(sys.modules, "emolab.doctor")  # run as a program, it is not imported before
+    monkeypatch.setattr(sys, "argv", ["emolab", "doctor", "--preset", "smok"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("emolab.doctor", run_name="__main__")
+        runpy.run_module("emolab", run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown preset 'smok', did you mean 'smoke'?")
+
+
+def test_a_command_that_is_interrupted_while_it_imports_ends_with_one_line() -> None:
+    program = """
+import builtins, os, signal
+from emolab.__main__ import main
+usual = builtins.__import__
+def interrupting(name, *given, **named):
+    if name == "torch":
+        os.kill(os.getpid(), signal.SIGINT)
+    return usual(name, *given, **named)
+builtins.__import__ = interrupting
+main(["doctor"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

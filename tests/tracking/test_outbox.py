@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tests.conftest import REPOSITORY
 from tests.tracking.tracking_server import free_port, gate, mlflow_server
 
-from emolab.doctor import deliver_outbox
+from emolab.__main__ import deliver_outbox
 from emolab.names import UserError
 from emolab.sessions.shards import sha256 as digest
 from emolab.tracking.buffered import BufferedTracker, send_left_behind, without_credentials
