@@ -20,7 +20,7 @@ from emolab.names import UserError
 from emolab.robustness.sweep import run_sweep
 from emolab.tracking.tracker import NoTracker
 from emolab.training.train import epochs_in_process
-from emolab.tuning import packed
+from emolab.tuning import processes as trial_processes
 from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.search import search
 from emolab.tuning.space import configured
@@ -80,7 +80,7 @@ def test_a_sleeping_process_is_replaced_and_a_trial_that_always_sleeps_fails_wit
 ) -> None:
     settings = job(toy_data, tmp_path / "asleep", trials=4, timeout_s=8.0)
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 1})})
-    monkeypatch.setattr(packed, "TrialPack", SleepyPack)
+    monkeypatch.setattr(trial_processes, "TrialPack", SleepyPack)
     found = {r.number: r for r in search(settings, NoTracker()).records}
     assert found[1].state == "FAIL"
     assert found[1].reason == "timeout: no epoch within 8 s, 2 times"

@@ -16,7 +16,7 @@ from emolab.training.fused import FusedTraining
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import epochs_in_process
-from emolab.tuning import fused_group, pack, packed
+from emolab.tuning import fused_group, pack, processes
 from emolab.tuning.pack import Answers, PackSettings, TrialPack
 from emolab.tuning.search import search
 from emolab.tuning.settings import TuneSettings
@@ -98,7 +98,7 @@ def test_a_search_whose_groups_do_not_fit_goes_on_with_smaller_ones(
     """Four at a time do not fit, then one of two runs out of memory with its neighbour, and again alone."""
     settings = tune_settings(toy_data, tmp_path, trials=6, scheduler="none", sampler="random", fused=4)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
-    monkeypatch.setattr(packed, "TrialPack", NarrowPack)
+    monkeypatch.setattr(processes, "TrialPack", NarrowPack)
     lines: list[str] = []
     found = {r.number: r for r in search(settings, NoTracker(), report=lines.append).records}
     assert sorted(found) == list(range(6))

@@ -15,7 +15,7 @@ from tests.tuning.test_search import HARMLESS, started_driver, study_of, tracker
 
 from emolab.names import UserError
 from emolab.tracking.tracker import NoTracker
-from emolab.tuning import packed
+from emolab.tuning import processes
 from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import plan_search
 from emolab.tuning.search import SearchResult, search
@@ -81,7 +81,7 @@ def trained(settings: TuneSettings) -> list[tuple[int, ...]]:
 def test_the_same_trials_go_on_whatever_the_number_of_processes(
     undisturbed: SearchResult, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "TrialPack", CountingPack)
+    monkeypatch.setattr(processes, "TrialPack", CountingPack)
     settings = halving(toy_data, tmp_path, concurrency=2)
     result = search(settings, NoTracker())
     assert story(result) == story(undisturbed)
@@ -106,7 +106,7 @@ def test_a_killed_search_goes_on_from_its_paused_trials(
     paused = {t.number: t.user_attrs["paused"] for t in before if t.state.name == "RUNNING"}
     assert len(paused) > 1
     shutil.rmtree(next((tmp_path / "runs" / "search" / "paused").glob(f"trial-{undisturbed.best.number:05d}-*")))
-    monkeypatch.setattr(packed, "TrialPack", CountingPack)
+    monkeypatch.setattr(processes, "TrialPack", CountingPack)
     tracker = tracker_of(settings)
     lines: list[str] = []
     result = search(settings, tracker, report=lines.append)
@@ -147,7 +147,7 @@ class DyingPack(TrialPack):
 def test_a_lost_process_costs_no_trial_that_had_paused(
     undisturbed: SearchResult, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "TrialPack", DyingPack)
+    monkeypatch.setattr(processes, "TrialPack", DyingPack)
     settings = halving(toy_data, tmp_path)
     result = search(settings, NoTracker())
     assert (tmp_path / "runs" / "died").exists()

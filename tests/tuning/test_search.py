@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 from emolab.names import UserError, checked_name
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
-from emolab.tuning import packed, running
+from emolab.tuning import packed, processes
 from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import calibrate, plan_search, winner_name
 from emolab.tuning.search import SearchResult, search
@@ -494,7 +494,7 @@ def test_a_lost_process_costs_a_trial_its_epochs_and_nothing_else(
 ) -> None:
     settings = tune_settings(toy_data, tmp_path, trials=4, scheduler="none", sampler="random")
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
-    monkeypatch.setattr(packed, "TrialPack", MortalPack)
+    monkeypatch.setattr(processes, "TrialPack", MortalPack)
     result = search(settings, NoTracker())
     by_number = {r.number: r for r in result.records}
     assert [by_number[n].state for n in range(4)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
@@ -518,7 +518,7 @@ def test_a_process_that_was_killed_for_its_memory_is_one_that_was_lost(
             raise OutOfMemoryError("the node ran low on memory")
         return get(call)
 
-    monkeypatch.setattr(packed.ray, "get", killed_once)
+    monkeypatch.setattr(processes.ray, "get", killed_once)
     records = search(settings, NoTracker()).records
     assert [(r.number, r.state, r.epochs) for r in sorted(records, key=lambda r: r.number)] == [
         (0, "COMPLETE", 6),
@@ -540,14 +540,14 @@ class DrowsyPack(TrialPack):
         return super().advance(draws, until, told)
 
 
-class ImpatientTrials(packed.PackedTrials):
-    """Finds that its process has been at trial 0 for a long time."""
+class ImpatientProcesses(processes.Processes):
+    """Finds that a process has been at trial 0 for a long time."""
 
-    def _wait(self) -> list[Any]:
-        for process in self._processes:
+    def wait(self) -> list[processes.Process]:
+        for process in self:
             if process.group and process.group[0].number == 0:
                 process.since -= 1000.0
-        return super()._wait()
+        return super().wait()
 
 
 @pytest.mark.slow
@@ -560,9 +560,9 @@ def test_a_process_that_hangs_is_seen_while_others_answer(
     )
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 0})})
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
-    monkeypatch.setattr(packed, "TrialPack", DrowsyPack)
-    monkeypatch.setattr(running, "PackedTrials", ImpatientTrials)
-    monkeypatch.setattr(packed, "_POLL_SECONDS", 20.0)  # nothing but an answer wakes the driver
+    monkeypatch.setattr(processes, "TrialPack", DrowsyPack)
+    monkeypatch.setattr(packed, "Processes", ImpatientProcesses)
+    monkeypatch.setattr(processes, "_POLL_SECONDS", 20.0)  # nothing but an answer wakes the driver
     trials = {t.number: t for t in study_of(search(settings, NoTracker()).folder / "study.db")}
     assert trials[0].user_attrs["reason"] == "timeout: no epoch within 500 s, 1 times"
     ended, began = trials[0].datetime_complete, trials[5].datetime_start

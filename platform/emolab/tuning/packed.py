@@ -13,16 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
-
-from emolab.cluster import fitting, user_error
-from emolab.names import UserError
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.halving import Halving
-from emolab.tuning.pack import Answer, PackSettings, TrialPack
+from emolab.tuning.pack import Answer, PackSettings
 from emolab.tuning.pausing import paused_trial
+from emolab.tuning.processes import LostProcessError, Process, Processes
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import SHAPE_FREE
 from emolab.tuning.spoken import Spoken
@@ -30,8 +26,6 @@ from emolab.tuning.study import OVER, SPENT, Draw, State, Study
 
 _SILENCE_SECONDS = 60.0
 """After so long without a line, the search says where it stands."""
-_POLL_SECONDS = 1.0
-"""How often hung processes are looked for, at the least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,25 +65,6 @@ class _Trial:
     losses: int = 0
 
 
-@dataclass
-class _Process:
-    """An actor, what it is at, and since when."""
-
-    actor: Any
-    call: Any
-    loaded: bool = False
-    group: list[Draw] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-
-
-def start_process(pack: PackSettings, resources: Mapping[str, float]) -> Any:
-    """A ``TrialPack`` as a Ray actor that holds these resources."""
-    needs = dict(resources)
-    processors, accelerators = needs.pop("CPU", 0.0), needs.pop("GPU", 0.0)
-    remote: Any = ray.remote(TrialPack)
-    return remote.options(num_cpus=processors, num_gpus=accelerators, resources=needs).remote(pack)
-
-
 class PackedTrials:
     """One run of the driver."""
 
@@ -100,8 +75,7 @@ class PackedTrials:
         self._again: deque[list[Draw]] = deque()
         self._told: deque[int] = deque()
         self._drawn: Draw | None = None
-        self._processes: list[_Process] = []
-        self._failed_starts = 0
+        self._processes = Processes(plan.pack, plan.resources, timeout_s=plan.timeout_s, retries=plan.retries)
         self._fused = plan.fused
         self._base = TrainSettings.model_validate(plan.pack.base)
         self._halving = None
@@ -118,21 +92,16 @@ class PackedTrials:
         if not (self._running or self._may_start()):
             return
         try:
-            self._processes = [self._process() for _ in range(self._plan.processes)]
-            answered: list[_Process] = []
+            self._processes.start(self._plan.processes)
+            answered: list[Process] = []
             while self._decide(answered):
                 self._acknowledge()  # while the processes work
-                answered = self._wait()
+                answered = self._processes.wait()
                 self._report.break_silence(self._standing)
             self._study.flush()
             self._acknowledge()
         finally:
-            for process in self._processes:
-                ray.kill(process.actor)
-
-    def _process(self) -> _Process:
-        actor = start_process(self._plan.pack, self._plan.resources)
-        return _Process(actor=actor, call=actor.load.remote())
+            self._processes.end()
 
     def _resume_paused(self) -> None:
         """Take up the trials that an earlier call left at a rung."""
@@ -149,18 +118,19 @@ class PackedTrials:
             self._recorder.resumed(draw.number, draw.parameters)
         self._end_hopeless()
 
-    def _decide(self, answered: Sequence[_Process]) -> bool:
+    def _decide(self, answered: Sequence[Process]) -> bool:
         """Take the answers of these processes and give out work; whether there is anything to wait for."""
         with self._study.deciding():
             for process in answered:
                 self._take(process)
-            self._end_hung()
+            for process in self._processes.hung():
+                self._lost(process, f"timeout: no epoch within {self._plan.timeout_s:g} s")
             return self._occupy()
 
     def _occupy(self) -> bool:
         """Give every idle process a group of trials; whether there is anything to wait for."""
-        for process in self._processes:
-            if process.loaded and process.call is None and (group := self._next_group()):
+        for process in self._processes.idle():
+            if group := self._next_group():
                 self._advance(process, group)
         return bool(self._running) or bool(self._again) or self._may_start()
 
@@ -207,33 +177,19 @@ class PackedTrials:
             self._halving.begin(draw.number)
         return draw
 
-    def _advance(self, process: _Process, group: list[Draw]) -> None:
-        process.group, process.since = group, time.monotonic()
+    def _advance(self, process: Process, group: list[Draw]) -> None:
         epoch = max(len(self._running[draw.number].curve) for draw in group)
         until = min(
             next((rung for rung in self._plan.rungs if rung > epoch), 2**31),
             epoch + max(1, self._epochs_left() // len(group)),
         )
-        process.call = process.actor.advance.remote([(draw.number, draw.parameters) for draw in group], until, epoch)
+        process.advance(group, until, told=epoch)
 
-    def _wait(self) -> list[_Process]:
-        """A process that has an answer; none where a second has passed without one."""
-        calls = {process.call: process for process in self._processes if process.call is not None}
-        done, _ = ray.wait(list(calls), num_returns=1, timeout=_POLL_SECONDS)
-        return [calls[call] for call in done]
-
-    def _take(self, process: _Process) -> None:
-        call, process.call = process.call, None
+    def _take(self, process: Process) -> None:
         try:
-            answers = ray.get(call)
-        except RayTaskError as error:
-            raise user_error(error) from None
-        except RayError as error:  # a killed process comes as more than one class: the memory monitor has its own
-            why = "" if isinstance(error, RayActorError) else f" ({type(error).__name__})"
-            self._lost(process, f"the trial's process died{why}")
-            return
-        if not process.loaded:
-            process.loaded = True
+            answers = self._processes.answer(process)
+        except LostProcessError as loss:
+            self._lost(process, str(loss))
             return
         group = [draw for draw in process.group if self._goes_on(draw.number, answers[draw.number])]
         if any(answers[draw.number].crowded for draw in group):
@@ -328,7 +284,7 @@ class PackedTrials:
             self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._plan.trials})")
 
     def _standing(self) -> str:
-        at_work = sorted(draw.number for process in self._processes if process.call for draw in process.group)
+        at_work = sorted(draw.number for draw in self._processes.at_work())
         waiting = len(self._running.keys() - set(at_work))
         paused = f", {waiting} waiting" if waiting else ""
         best = self._study.best()
@@ -336,35 +292,16 @@ class PackedTrials:
         trains = f"{self._plan.kind} {', '.join(map(str, at_work))} training" if at_work else "processes start"
         return f"{self._study.finished()} of {self._plan.trials} ended, {trains}{paused}{found}"
 
-    def _end_hung(self) -> None:
-        limit = self._plan.timeout_s
-        if limit is None:
-            return
-        for process in list(self._processes):
-            waits = time.monotonic() - process.since if process.loaded and process.call is not None else 0.0
-            if waits > limit and not ray.wait([process.call], timeout=0)[0]:  # its answer may wait to be taken
-                self._lost(process, f"timeout: no epoch within {limit:g} s")
-
-    def _lost(self, process: _Process, reason: str) -> None:
+    def _lost(self, process: Process, reason: str) -> None:
         """Begin the trials of a lost process anew, in another one; give up those that were lost too often."""
-        ray.kill(process.actor)  # one that could only not be reached for a moment must not go on
-        left = []
-        self._failed_starts += not process.loaded
-        if self._failed_starts > self._plan.retries:
-            raise UserError(f"{reason} while it read {self._plan.pack.base['data']}, {self._failed_starts} times")
         for draw in process.group:
             trial = self._running[draw.number]
             trial.losses += 1
             if trial.losses > self._plan.retries:
                 self._end(draw.number, "FAIL", reason=f"{reason}, {trial.losses} times")
-            else:
-                left.append(draw)
-        self._again += [[draw] for draw in left]  # apart, so that one of them cannot bring down the others again
-        self._processes.remove(process)
-        if fitting(self._plan.resources):
-            self._processes.append(self._process())
-        elif not self._processes:
-            raise UserError(f"{reason}, and the cluster has no room for another; run the same command again")
+            else:  # apart, so that one of them cannot bring down the others again
+                self._again.append([draw])
+        self._processes.replace(process, reason)
 
 
 def _shape(draw: Draw) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from emolab.tuning.calibration import sample_configurations
 from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_methods, expected_epochs, rungs
 from emolab.tuning.pack import PackSettings
-from emolab.tuning.packed import start_process
+from emolab.tuning.processes import start_process
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace, read_space
 
