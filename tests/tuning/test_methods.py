@@ -62,13 +62,13 @@ def test_what_cannot_work_together_is_refused_in_one_line(
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random", "grid"])
 def test_a_sampler_draws_the_same_again_and_something_else_after_a_restart(sampler: Any, tmp_path: Path) -> None:
-    """Also where it draws from a model of what was found: eight trials are more than any start-up phase here."""
+    """Also where it draws from a model of what was found, which begins after four of these eight trials."""
     searched = space(kl_weight=STEP, learning_rate=STEP)
     check_methods(sampler, "none", searched, **FINE)
 
     def draws(folder: Path, count: int) -> list[tuple[float, ...]]:
         study = Study(folder / "study.db", "s", space=searched)
-        study.use_sampler(make_sampler(sampler, seed=3, space=searched, earlier=study.history()))
+        study.use_sampler(make_sampler(sampler, seed=3, space=searched, startup=4, earlier=study.history()))
         points = []
         for _ in range(count):
             draw = study.ask()

@@ -23,11 +23,18 @@ _STARTUP = 4
 
 
 def make_sampler(
-    name: Sampler, *, seed: int, space: SearchSpace, pruning: bool = False, earlier: Sequence[FrozenTrial] = ()
+    name: Sampler,
+    *,
+    seed: int,
+    space: SearchSpace,
+    startup: int = 10,
+    pruning: bool = False,
+    earlier: Sequence[FrozenTrial] = (),
 ) -> BaseSampler:
     """A sampler that draws the same configurations for the same seed and the same earlier trials.
 
     Args:
+        startup: trials drawn at random before TPE and Gaussian processes learn.
         pruning: whether trials may be stopped early.
         earlier: trials of the study that ended before this process began.
     """
@@ -39,10 +46,12 @@ def make_sampler(
         if name == "grid":
             return AskedGrid(space.grid())  # its own seed stays: it decides which point has which number
         if name == "gp":
-            return GPSampler(seed=seed)
+            return GPSampler(seed=seed, n_startup_trials=startup)
         if name == "cmaes":
             return _cmaes(seed, pruning, earlier)
-        return TPESampler(seed=seed, multivariate=True, group=space.conditional, constant_liar=True)
+        return TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, group=space.conditional, constant_liar=True
+        )
 
 
 class AskedGrid(GridSampler):

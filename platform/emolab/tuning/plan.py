@@ -284,6 +284,8 @@ def methods(settings: TuneSettings) -> dict[str, Any]:
     """What draws and stops the trials; a study that was given a name may go on by another method."""
     tuning = settings.tuning
     chosen: dict[str, Any] = {"sampler": tuning.sampler, "scheduler": tuning.stopping, "seed": tuning.seed}
+    if tuning.sampler in ("tpe", "gp"):
+        chosen["startup_trials"] = tuning.startup_trials
     if tuning.stopping in ("asha", "halving", "hyperband", "median", "pbt"):
         chosen["grace_epochs"] = tuning.grace_epochs
     if tuning.stopping in ("asha", "halving", "hyperband"):

@@ -98,6 +98,7 @@ def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
             tuning.sampler,
             seed=tuning.seed,
             space=plan.space,
+            startup=tuning.startup_trials,
             pruning=bool(plan.rungs),
             earlier=study.history(),
         )

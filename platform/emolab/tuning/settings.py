@@ -61,6 +61,9 @@ class SearchSettings(Settings):
         description="epochs over all trials; once they are spent no trial starts or goes on; not with pbt",
     )
     sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
+    startup_trials: int = Field(
+        default=10, ge=1, description="trials that tpe and gp draw at random before they learn from what was found"
+    )
     scheduler: Scheduler = Field(
         default="asha",
         description="asha, halving, hyperband, median, none or pbt; with several objectives none stops a trial",
