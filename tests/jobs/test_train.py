@@ -73,6 +73,7 @@ def test_a_command_that_is_interrupted_while_it_imports_ends_with_one_line() -> 
     program = """
 import builtins, os, signal
 from emolab.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 usual = builtins.__import__
 def interrupting(name, *given, **named):
     if name == "torch":

@@ -70,11 +70,11 @@ def test_length_buckets_are_repeatable_and_change_which_sessions_meet(toy_data: 
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("stop_after", "ema_decay"), [(1, 0.0), (3, 0.0), (2, 0.9)])
+@pytest.mark.parametrize(("stop_after", "recipe"), [(1, {}), (3, {}), (2, {"ema_decay": 0.9, "selection": "last"})])
 def test_a_stopped_and_resumed_run_equals_the_unbroken_one(
-    toy_data: Path, tmp_path: Path, stop_after: int, ema_decay: float
+    toy_data: Path, tmp_path: Path, stop_after: int, recipe: dict[str, Any]
 ) -> None:
-    settings = settings_for(toy_data, tmp_path, modality_dropout=0.5, ema_decay=ema_decay)
+    settings = settings_for(toy_data, tmp_path, modality_dropout=0.5, **recipe)
     unbroken = finish(settings)
     folder = CheckpointFolder(tmp_path / "checkpoints")
     epochs = epochs_in_process(settings, checkpoints=folder)
