@@ -31,6 +31,7 @@ from emolab.registry.records import REPLACED, record_verdict, tag_promoted
 from emolab.registry.verdict import GateResult, Missing, Verdict
 from emolab.sessions.manifest import read_manifest
 from emolab.studies.test_split import openings
+from emolab.tracking.beginning import CONFIGURATION
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, existing_tracker
 from emolab.tracking.tracker import NoTracker, Run
@@ -132,7 +133,7 @@ def _run(
     name = f"promote-{version.name}-{version.version}"[:120]
     tags = code_version() | {"emolab.kind": KIND, "emolab.model_version": version.uri}
     run = (NoTracker() if dry_run else tracker).start(name, tags=tags)
-    run.log_text(to_yaml(settings), "config.yaml")
+    run.log_text(to_yaml(settings), CONFIGURATION)
     run.log_text(to_yaml(gates), "gates.yaml")
     try:
         yield run

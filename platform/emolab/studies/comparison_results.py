@@ -16,6 +16,7 @@ from emolab.sessions.manifest import Manifest
 from emolab.studies import test_split, theory
 from emolab.studies.session_results import SessionResults, from_parquet
 from emolab.studies.theory import TheoryRecord
+from emolab.tracking.beginning import CONFIGURATION
 from emolab.tracking.runs import MLflowTracker
 
 RECORD = "comparison.json"
@@ -95,7 +96,7 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
         run_id=run_id,
         name=run.name,
         tags=run.tags,
-        settings=load_yaml(tracker.artifact(run_id, "config.yaml").decode()),
+        settings=load_yaml(tracker.artifact(run_id, CONFIGURATION).decode()),
         manifest=Manifest.model_validate_json(tracker.artifact(run_id, "dataset.json")),
         reference=record["reference"],
         openings=record["openings"],
