@@ -171,7 +171,7 @@ def evaluating(plan: SweepPlan, folder: str, say: Say) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     missing = [unit for unit in plan.units if not sweep._usable(unit, plan, Path(folder), lambda _: None)]
     evaluator_class: Any = Evaluator
-    evaluator = evaluator_class.__ray_metadata__.modified_class(plan.data, plan.split, Path(folder), opened())
+    evaluator = evaluator_class.__ray_metadata__.modified_class(plan.data, plan.split, Path(folder), opened(), "cpu")
     for unit in missing:
         cells = [plan.cells[index] for index in unit.cells]
         evaluator.work(unit, plan.models[unit.model], cells, bfloat16=plan.bfloat16)
