@@ -1,7 +1,6 @@
-"""Averages of weights over training steps (Polyak and Juditsky, 1992), which settle long before the weights do.
+"""Averages of weights over training steps (Polyak and Juditsky, 1992).
 
-At a high learning rate weights wander around a good place; their moving average lies near its middle. What would need
-a decayed rate and many more epochs is seen at once, so that a score after a few epochs says what a training is worth.
+At a high learning rate weights wander around a good place, near the middle of which their moving average lies.
 """
 
 from __future__ import annotations
