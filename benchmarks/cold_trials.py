@@ -41,8 +41,10 @@ from ray import tune
 from emolab.cluster import ClusterSettings, connected
 from emolab.corpora.edusim import EduSim
 from emolab.robustness.cells import Cell
+from emolab.robustness.evaluator import surroundings_of
 from emolab.robustness.suites import expand, parse_suite
-from emolab.robustness.sweep import plan_sweep, read_sweep, run_sweep, surroundings_of
+from emolab.robustness.sweep import read_sweep, run_sweep
+from emolab.robustness.sweep_plan import plan_sweep
 from emolab.robustness.tally import Tally, evaluate_sessions
 from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import read_manifest

@@ -122,7 +122,7 @@ def cells(size: int, folder: Path) -> dict[str, float]:
     from emolab.robustness.metrics import CALIBRATION_BINS
     from emolab.robustness.records import read_tally, write_tally
     from emolab.robustness.suites import expand, parse_suite
-    from emolab.robustness.sweep import CELLS_PER_UNIT, SESSIONS_PER_UNIT
+    from emolab.robustness.sweep_plan import CELLS_PER_UNIT, SESSIONS_PER_UNIT
     from emolab.robustness.tally import Tally, joined
 
     seeds = list(range(size))

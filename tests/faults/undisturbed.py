@@ -10,7 +10,8 @@ from tests.sessions.staged_corpus import StagedCorpus, write_recordings
 from tests.training.test_loop import settings_for
 
 from emolab.robustness.suites import expand, parse_suite
-from emolab.robustness.sweep import SweepPlan, plan_sweep, run_sweep
+from emolab.robustness.sweep import run_sweep
+from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.sessions.manifest import read_manifest
 from emolab.sessions.preparation import prepare
 from emolab.training.train import train

@@ -32,7 +32,8 @@ from emolab.checkpoint import Checkpoint
 from emolab.cluster import ClusterSettings, connected
 from emolab.remote_checkpoints import RemoteCheckpoints, run_checkpoints
 from emolab.robustness import sweep
-from emolab.robustness.sweep import Evaluator, SweepPlan
+from emolab.robustness.evaluator import Evaluator
+from emolab.robustness.sweep_plan import SweepPlan
 from emolab.sessions.manifest import read_manifest
 from emolab.sessions.preparation import prepare
 from emolab.sessions.work import WorkFolder
@@ -169,10 +170,8 @@ def preparing(source: str, output: str, address: str, seconds: float, stall_seco
 def evaluating(plan: SweepPlan, folder: str, say: Say) -> None:
     """Compute the units of a sweep that are missing, as one of its actors does; says every unit that is written."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    missing = [unit for unit in plan.units if not sweep._usable(unit, plan, Path(folder), lambda _: None)]
-    evaluator_class: Any = Evaluator
-    evaluator = evaluator_class.__ray_metadata__.modified_class(plan.data, plan.split, Path(folder), opened(), "cpu")
-    for unit in missing:
+    evaluator = Evaluator(plan.data, plan.split, Path(folder), opened(), "cpu")
+    for unit in sweep.missing_units(plan, Path(folder), report=lambda _: None):
         cells = [plan.cells[index] for index in unit.cells]
         evaluator.work(unit, plan.models[unit.model], cells, bfloat16=plan.bfloat16)
         say(unit.file)

@@ -29,21 +29,13 @@ from edu_emotionnet.batch import Predictions, SessionBatch
 from emolab.names import UserError
 from emolab.robustness import sweep
 from emolab.robustness.cells import Cell
+from emolab.robustness.evaluator import Evaluator, agreement, surroundings_of
 from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
 from emolab.robustness.suites import expand, parse_suite
-from emolab.robustness.sweep import (
-    Evaluator,
-    SplitLoader,
-    SweepPlan,
-    agreement,
-    plan_sweep,
-    read_agreements,
-    read_sweep,
-    run_sweep,
-    surroundings_of,
-)
+from emolab.robustness.sweep import read_agreements, read_sweep, run_sweep
+from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally, evaluate_sessions
-from emolab.sessions.loading import Block, SessionStore, load_split
+from emolab.sessions.loading import Block, SessionStore, SplitLoader, load_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.schema import Session, arrow_schema, to_row
 from emolab.training.train import load_model, train
@@ -190,7 +182,8 @@ import os, signal, sys
 from pathlib import Path
 from emolab.cluster import ClusterSettings, connected
 from emolab.robustness.suites import expand, parse_suite
-from emolab.robustness.sweep import plan_sweep, run_sweep
+from emolab.robustness.sweep import run_sweep
+from emolab.robustness.sweep_plan import plan_sweep
 from tests.robustness.test_sweep import SIZES, SUITE, opened
 
 address, data, folder, *models = sys.argv[1:]
@@ -256,7 +249,7 @@ def test_a_sweep_on_gpus_that_are_not_there_is_refused(
         run_sweep(plan, tmp_path / "units", report=no_report, opening=opened)
     assert not (tmp_path / "units").exists()
     # A cluster may say that it has GPUs where PyTorch finds none.
-    evaluator = Evaluator.__ray_metadata__.modified_class(toy_data, "test", tmp_path, load_split, "cuda")
+    evaluator = Evaluator(toy_data, "test", tmp_path, load_split, "cuda")
     with pytest.raises(UserError, match="the cluster gave a GPU that PyTorch cannot use there"):
         evaluator.work(plan.units[0], models[0], cells, bfloat16=False)
 

@@ -17,9 +17,9 @@ from tests.serving.parts import World, make_world
 from emolab.configuration import parse
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
-from emolab.robustness.sweep import load_selection_split
 from emolab.serving.batch import PredictSettings, predict, predictions
 from emolab.serving.models import load
+from emolab.sessions.loading import load_selection_split
 from emolab.sessions.schema import arrow_schema
 from emolab.sessions.shards import write_rows
 

@@ -20,8 +20,8 @@ import torch
 from tests.serving.parts import World, clean_environment, free_port, make_world
 
 from emolab.registry.lookup import kept_model
-from emolab.robustness.sweep import load_selection_split
 from emolab.serving.models import load
+from emolab.sessions.loading import load_selection_split
 
 pytestmark = pytest.mark.slow
 

@@ -1,134 +1,36 @@
-"""A sweep at scale: units of work on Ray actors that hold the models and the sessions, each unit done once.
+"""A sweep at scale: its units on Ray actors, each done once.
 
-A unit is one model, some sessions and some cells. Its result is a file that appears whole, so a sweep that is run
-again computes only the units whose file is missing. Units are planned from the data and the suite alone: the same
-files, whatever the number of actors and however often the sweep was interrupted.
+The result of a unit is a file that appears whole, so a sweep that is run again computes only the units whose file is
+missing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
-from torch import nn
 
-from emolab.checkpoint import MANIFEST
 from emolab.cluster import require, user_error, worker_environment
-from emolab.corpora.corpus import Split
 from emolab.names import UserError
-from emolab.robustness.cells import Cell
-from emolab.robustness.corruptions.observed import Surroundings, choose_donor
-from emolab.robustness.engine import best_engine
-from emolab.robustness.metrics import weight_quality_correlation
-from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
-from emolab.robustness.tally import Tally, evaluate_sessions, joined
-from emolab.sessions.loading import SessionStore, load_split
-from emolab.sessions.manifest import Manifest, read_manifest
-from emolab.training.train import load_model
+from emolab.robustness.evaluator import Evaluator
+from emolab.robustness.records import read_agreement, read_tally
+from emolab.robustness.sweep_plan import SweepPlan, Unit
+from emolab.robustness.tally import Tally, joined
+from emolab.sessions.loading import SplitLoader, load_selection_split
 
-SplitLoader = Callable[[Path, Manifest, Split], SessionStore]
-"""How an evaluating process reads the sessions of a sweep."""
-
-SESSIONS_PER_UNIT = 64
-CELLS_PER_UNIT = 256
-SESSIONS_PER_BATCH = 16
 _RECONNECT_SECONDS = 0.5
 """Pause before an evaluator that could not be reached is tried again."""
 STALL_SECONDS = 3600.0
 """A sweep in which nothing is finished for so long is ended; what it has done stays."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One piece of work."""
-
-    model: int
-    """Position among the models."""
-    sessions: range
-    cells: range
-    """Empty for the one unit of a model that measures how its confidence agrees with the true quality."""
-    file: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """Everything that decides a sweep's results."""
-
-    models: tuple[Path, ...]
-    """Folders of kept models."""
-    data: Path
-    split: Split
-    cells: tuple[Cell, ...]
-    units: tuple[Unit, ...]
-    bfloat16: bool = False
-    """Whether encoders that can be factorised compute in bfloat16."""
-    gpus: float = 0.0
-    """Share of a GPU for each evaluating process; 0: they compute on CPUs."""
-
-
-def plan_sweep(
-    models: Sequence[Path],
-    data: Path,
-    split: Split,
-    cells: Sequence[Cell],
-    *,
-    sessions_per_unit: int = SESSIONS_PER_UNIT,
-    cells_per_unit: int = CELLS_PER_UNIT,
-    bfloat16: bool = False,
-    gpus: float = 0.0,
-) -> SweepPlan:
-    """Cut a sweep into units.
-
-    Raises:
-        UserError: the split is empty or has no labels, or a model was made for other features or classes.
-    """
-    manifest = read_manifest(data)
-    summary = manifest.splits.get(split)
-    if summary is None or not summary.sessions or not sum(summary.label_counts):
-        raise UserError(f"{data} has no labelled sessions in its {split} split")
-    units = []
-    for number, folder in enumerate(models):
-        _check_fit(folder, manifest, data)
-        evaluated = [version("edu-emotionnet-lab"), _digest(folder), manifest.digest, split]
-        evaluated += ["bfloat16"] if bfloat16 else []
-        evaluated += ["gpu"] if gpus else []  # rounds differently: the parts of a sweep are of one kind
-        for first in range(0, summary.sessions, sessions_per_unit):
-            for start in range(0, len(cells), cells_per_unit):
-                sessions = range(first, min(first + sessions_per_unit, summary.sessions))
-                some = range(start, min(start + cells_per_unit, len(cells)))
-                content = [*evaluated, repr(sessions), *(repr(cells[i]) for i in some)]
-                units.append(Unit(model=number, sessions=sessions, cells=some, file=f"{_name(content)}.parquet"))
-        everything = range(summary.sessions)
-        units.append(Unit(model=number, sessions=everything, cells=range(0), file=f"{_name(evaluated)}.json"))
-    return SweepPlan(
-        models=tuple(models),
-        data=data,
-        split=split,
-        cells=tuple(cells),
-        units=tuple(units),
-        bfloat16=bfloat16,
-        gpus=gpus,
-    )
-
-
-def load_selection_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
-    """Sessions of a split that models may be chosen by.
-
-    Raises:
-        UserError: the split is the test split, which only a robustness study opens, and records it.
-    """
-    if split == "test":
-        raise UserError("the test split is opened by a robustness study alone, which records it")
-    return load_split(folder, manifest, split)
+EvaluatorActor = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(Evaluator)
+"""A lost process starts anew and does its unit again."""
 
 
 def run_sweep(
@@ -154,7 +56,7 @@ def run_sweep(
         UserError: no CPU or GPU to run on, a process that was lost again and again, nothing finished for too long, or
             what the evaluation refuses.
     """
-    missing = [unit for unit in plan.units if not _usable(unit, plan, folder, report)]
+    missing = missing_units(plan, folder, report=report)
     done = len(plan.units) - len(missing)
     if done:
         report(f"{done} of {len(plan.units)} units are done already")
@@ -165,7 +67,7 @@ def run_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     room = min(int(ray.cluster_resources()[name] / amount) for name, amount in needs.items())
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
-    start = Evaluator.options(num_gpus=plan.gpus, runtime_env=environment).remote
+    start = EvaluatorActor.options(num_gpus=plan.gpus, runtime_env=environment).remote
     device, load = "cuda" if plan.gpus else "cpu", opening()
     evaluators: list[Any] = [
         start(plan.data, plan.split, folder.resolve(), load, device)
@@ -182,6 +84,11 @@ def run_sweep(
         for evaluator in evaluators:
             ray.kill(evaluator)
     return len(missing)
+
+
+def missing_units(plan: SweepPlan, folder: Path, *, report: Callable[[str], None]) -> list[Unit]:
+    """The units whose result is not in the folder, or is damaged there, which is reported."""
+    return [unit for unit in plan.units if not _usable(unit, plan, folder, report)]
 
 
 def _usable(unit: Unit, plan: SweepPlan, folder: Path, report: Callable[[str], None]) -> bool:
@@ -269,94 +176,6 @@ def read_agreements(plan: SweepPlan, folder: Path) -> list[dict[str, float]]:
         UserError: a unit is missing or damaged.
     """
     return [read_agreement(folder / unit.file) for unit in plan.units if not unit.cells]
-
-
-@ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)
-class Evaluator:
-    """Holds the sessions and the model at hand; a lost process starts anew and does its unit again."""
-
-    def __init__(self, data: Path, split: Split, folder: Path, load: SplitLoader, device: str) -> None:
-        torch.set_num_threads(1)
-        self.folder, self.device, self.manifest = folder, device, read_manifest(data)
-        self.store = load(data, self.manifest, split)
-        self.surroundings = surroundings_of(self.store, self.manifest)
-        self.model: tuple[Path, nn.Module] | None = None
-
-    def work(self, unit: Unit, model: Path, cells: Sequence[Cell], *, bfloat16: bool) -> None:
-        """Compute a unit and write its file."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                "the cluster gave a GPU that PyTorch cannot use there: `emolab` says what it finds; or gpus=0"
-            )
-        if self.model is None or self.model[0] != model:  # units come model by model
-            self.model = (model, load_model(model)[0].to(self.device))
-        if not cells:
-            found = agreement(self.model[1], self.store, self.manifest, device=self.device)
-            write_agreement(self.folder / unit.file, found)
-            return
-        sessions = [self.store.session(index, self.manifest) for index in unit.sessions]
-        batches = [
-            sessions[first : first + SESSIONS_PER_BATCH] for first in range(0, len(sessions), SESSIONS_PER_BATCH)
-        ]
-        engine = best_engine(self.model[1])
-        if engine == "factorised" and bfloat16:
-            engine = "factorised-bfloat16"
-        tally = evaluate_sessions(
-            self.model[1], batches, cells, surroundings=self.surroundings, device=self.device, engine=engine
-        )
-        write_tally(self.folder / unit.file, tally)
-
-
-def surroundings_of(store: SessionStore, manifest: Manifest) -> Surroundings:
-    """Training statistics, and donors out of the sessions that are evaluated."""
-    ids = sorted(store.session_ids)
-    position = {name: index for index, name in enumerate(store.session_ids)}
-    return Surroundings(
-        std={name: np.asarray(values) for name, values in manifest.statistics.std.items()},
-        donor=lambda session_id, seed: store.session(position[choose_donor(session_id, seed, ids)], manifest),
-    )
-
-
-@torch.no_grad()
-def agreement(
-    model: nn.Module, store: SessionStore, manifest: Manifest, *, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """Modality -> Spearman correlation of its weight with its true quality, over the clean steps at which it was
-    observed; empty where the model has no weights or the corpus does not know the quality."""
-    weights: dict[str, list[Any]] = {name: [] for name in manifest.dimensions}
-    qualities: dict[str, list[Any]] = {name: [] for name in manifest.dimensions}
-    for index in range(len(store)):
-        session = store.session(index, manifest)
-        confidence = model(store.batch([index]).to(device)).confidence
-        if confidence is None or not session.quality:
-            return {}
-        for column, name in enumerate(session.features):
-            seen = session.present[name]
-            weights[name].append(confidence[0, :, column].cpu().numpy()[seen])
-            qualities[name].append(session.quality[name][seen])
-    return {
-        name: weight_quality_correlation(np.concatenate(weights[name]), np.concatenate(qualities[name]))
-        for name in weights
-    }
-
-
-def _check_fit(folder: Path, manifest: Manifest, data: Path) -> None:
-    _, saved = load_model(folder)
-    made_for = saved.state["dataset"]
-    if made_for["dimensions"] != manifest.dimensions or made_for["classes"] != manifest.classes:
-        raise UserError(
-            f"{folder} takes {made_for['dimensions']} and tells {', '.join(made_for['classes'])}; "
-            f"{data} has {manifest.dimensions} and {', '.join(manifest.classes)}"
-        )
-
-
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-
-
-def _name(content: Sequence[str]) -> str:
-    """A file's name out of all that decides its content."""
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
 
 
 def _stacked(parts: Sequence[Tally]) -> Tally:

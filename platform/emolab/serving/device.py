@@ -30,8 +30,8 @@ from edu_emotionnet.export import OPSET, StreamingStep, export_step, graph_names
 from edu_emotionnet.network import EduEmotionNet
 from emolab.configuration import Settings
 from emolab.names import UserError
-from emolab.robustness.sweep import load_selection_split
 from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
+from emolab.sessions.loading import load_selection_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.recipe import TrackingSettings
 

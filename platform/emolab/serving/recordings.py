@@ -7,8 +7,8 @@ from typing import Any
 
 from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.names import UserError
-from emolab.robustness.sweep import load_selection_split
 from emolab.serving.models import LoadedModel
+from emolab.sessions.loading import load_selection_split
 from emolab.sessions.manifest import read_manifest
 from emolab.sessions.schema import Session
 

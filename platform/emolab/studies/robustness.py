@@ -27,17 +27,11 @@ from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
 from emolab.robustness.suites import expand, load_suite
-from emolab.robustness.sweep import (
-    SplitLoader,
-    SweepPlan,
-    load_selection_split,
-    plan_sweep,
-    read_agreements,
-    read_sweep,
-    run_sweep,
-)
+from emolab.robustness.sweep import read_agreements, read_sweep, run_sweep
+from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
+from emolab.sessions.loading import SplitLoader, load_selection_split
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep

@@ -10,6 +10,7 @@ import torch
 
 from edu_emotionnet.losses import combined_loss
 from emolab.sessions.loading import SessionStore, epoch_batches
+from emolab.training.averaging import averaged
 from emolab.training.data import load_training_data
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import training_device
@@ -33,6 +34,7 @@ def epoch_seconds(settings: TrainSettings, *, steps: int) -> float:
     device = training_device(settings)
     model = settings.model.build(data.manifest).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    averages = averaged(model, settings.training.ema_decay)
 
     def train_step(store: SessionStore, indices: object) -> None:
         batch = store.batch(indices).to(device)  # pyright: ignore[reportArgumentType]  # positions, as planned
@@ -40,6 +42,8 @@ def epoch_seconds(settings: TrainSettings, *, steps: int) -> float:
         optimizer.zero_grad(set_to_none=True)
         losses.total(settings.training.kl_weight).backward()
         optimizer.step()
+        if averages is not None:
+            averages.update_parameters(model)
         float(losses.steps)  # a GPU has finished before its answer is here
 
     def validation_step(store: SessionStore, indices: object) -> None:

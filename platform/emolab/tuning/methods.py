@@ -18,6 +18,8 @@ from emolab.tuning.space import SHAPE_FREE, CategoricalParameter, SearchSpace
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
 Scheduler = Literal["asha", "halving", "hyperband", "median", "none", "pbt"]
 
+STARTUP_TRIALS = 10
+"""Trials drawn at random before TPE and Gaussian processes learn."""
 _STARTUP = 4
 """Trials that the median scheduler lets run to their end before it stops one."""
 
@@ -27,7 +29,7 @@ def make_sampler(
     *,
     seed: int,
     space: SearchSpace,
-    startup: int = 10,
+    startup: int = STARTUP_TRIALS,
     pruning: bool = False,
     earlier: Sequence[FrozenTrial] = (),
 ) -> BaseSampler:

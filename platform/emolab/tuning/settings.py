@@ -10,7 +10,7 @@ from emolab.cluster import ClusterSettings
 from emolab.configuration import Settings
 from emolab.sessions.preparation import PrepareSettings
 from emolab.training.recipe import TrainSettings
-from emolab.tuning.methods import Sampler, Scheduler
+from emolab.tuning.methods import STARTUP_TRIALS, Sampler, Scheduler
 from emolab.tuning.study import Objective
 
 
@@ -62,7 +62,9 @@ class SearchSettings(Settings):
     )
     sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
     startup_trials: int = Field(
-        default=10, ge=1, description="trials that tpe and gp draw at random before they learn from what was found"
+        default=STARTUP_TRIALS,
+        ge=1,
+        description="trials that tpe and gp draw at random before they learn from what was found",
     )
     scheduler: Scheduler = Field(
         default="asha",

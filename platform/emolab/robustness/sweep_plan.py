@@ -1,0 +1,115 @@
+"""A sweep cut into units of work, each of which leaves one file.
+
+Units are planned from the data and the suite alone: the same files, whatever the number of actors and however often
+the sweep was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from emolab.checkpoint import MANIFEST
+from emolab.corpora.corpus import Split
+from emolab.names import UserError
+from emolab.robustness.cells import Cell
+from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.training.train import load_model
+
+SESSIONS_PER_UNIT = 64
+CELLS_PER_UNIT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One piece of work."""
+
+    model: int
+    """Position among the models."""
+    sessions: range
+    cells: range
+    """Empty for the one unit of a model that measures how its confidence agrees with the true quality."""
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """Everything that decides a sweep's results."""
+
+    models: tuple[Path, ...]
+    """Folders of kept models."""
+    data: Path
+    split: Split
+    cells: tuple[Cell, ...]
+    units: tuple[Unit, ...]
+    bfloat16: bool = False
+    """Whether encoders that can be factorised compute in bfloat16."""
+    gpus: float = 0.0
+    """Share of a GPU for each evaluating process; 0: they compute on CPUs."""
+
+
+def plan_sweep(
+    models: Sequence[Path],
+    data: Path,
+    split: Split,
+    cells: Sequence[Cell],
+    *,
+    sessions_per_unit: int = SESSIONS_PER_UNIT,
+    cells_per_unit: int = CELLS_PER_UNIT,
+    bfloat16: bool = False,
+    gpus: float = 0.0,
+) -> SweepPlan:
+    """Cut a sweep into units.
+
+    Raises:
+        UserError: the split is empty or has no labels, or a model was made for other features or classes.
+    """
+    manifest = read_manifest(data)
+    summary = manifest.splits.get(split)
+    if summary is None or not summary.sessions or not sum(summary.label_counts):
+        raise UserError(f"{data} has no labelled sessions in its {split} split")
+    units = []
+    for number, folder in enumerate(models):
+        _check_fit(folder, manifest, data)
+        evaluated = [version("edu-emotionnet-lab"), _digest(folder), manifest.digest, split]
+        evaluated += ["bfloat16"] if bfloat16 else []
+        evaluated += ["gpu"] if gpus else []  # rounds differently: the parts of a sweep are of one kind
+        for first in range(0, summary.sessions, sessions_per_unit):
+            for start in range(0, len(cells), cells_per_unit):
+                sessions = range(first, min(first + sessions_per_unit, summary.sessions))
+                some = range(start, min(start + cells_per_unit, len(cells)))
+                content = [*evaluated, repr(sessions), *(repr(cells[i]) for i in some)]
+                units.append(Unit(model=number, sessions=sessions, cells=some, file=f"{_name(content)}.parquet"))
+        everything = range(summary.sessions)
+        units.append(Unit(model=number, sessions=everything, cells=range(0), file=f"{_name(evaluated)}.json"))
+    return SweepPlan(
+        models=tuple(models),
+        data=data,
+        split=split,
+        cells=tuple(cells),
+        units=tuple(units),
+        bfloat16=bfloat16,
+        gpus=gpus,
+    )
+
+
+def _check_fit(folder: Path, manifest: Manifest, data: Path) -> None:
+    _, saved = load_model(folder)
+    made_for = saved.state["dataset"]
+    if made_for["dimensions"] != manifest.dimensions or made_for["classes"] != manifest.classes:
+        raise UserError(
+            f"{folder} takes {made_for['dimensions']} and tells {', '.join(made_for['classes'])}; "
+            f"{data} has {manifest.dimensions} and {', '.join(manifest.classes)}"
+        )
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def _name(content: Sequence[str]) -> str:
+    """A file's name out of all that decides its content."""
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
