@@ -51,7 +51,7 @@ from emolab.training.train import epochs_in_process
 from emolab.tuning.search import search
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
-from emolab.tuning.study import METRIC
+from emolab.tuning.trials import METRIC
 
 TARGETS = {"overhead_ms": 30.0, "over_reuse": 8.0, "over_cold": 150.0}
 SPACE = {

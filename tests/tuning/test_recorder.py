@@ -11,7 +11,8 @@ from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.tuning.recorder import TrialRecorder
 from emolab.tuning.space import SearchSpace
-from emolab.tuning.study import METRIC, Study
+from emolab.tuning.study import Study
+from emolab.tuning.trials import METRIC
 
 SPACE = SearchSpace.model_validate(
     {"parameters": {"model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5}}}

@@ -26,7 +26,8 @@ from emolab.tuning.outcome import none_completed
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
-from emolab.tuning.study import OVER, SPENT, Study
+from emolab.tuning.study import Study
+from emolab.tuning.trials import OVER, SPENT
 
 SPACE = SearchSpace.model_validate(
     {

@@ -15,7 +15,7 @@ from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 
 if TYPE_CHECKING:
     from emolab.tuning.search import SearchResult
-    from emolab.tuning.study import TrialRecord
+    from emolab.tuning.trials import TrialRecord
 
 _SCORE = "validation macro-F1"
 _STATES = (("COMPLETE", "C0"), ("PRUNED", "C7"))

@@ -27,7 +27,7 @@ from emolab.training.train import TrainedModel, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
 from emolab.tuning.search import SearchResult, search_in
 from emolab.tuning.settings import TuneSettings
-from emolab.tuning.study import TrialRecord
+from emolab.tuning.trials import TrialRecord
 
 DASHBOARD = "optuna-dashboard"
 """The program that shows a study in a browser; the extra `dashboard`."""

@@ -16,7 +16,8 @@ from scipy.stats import t as student
 from emolab.names import UserError
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import IntParameter, SearchSpace
-from emolab.tuning.study import Study, TrialRecord
+from emolab.tuning.study import Study
+from emolab.tuning.trials import TrialRecord
 
 CANDIDATE = "candidate"
 SEED = "final_seed"

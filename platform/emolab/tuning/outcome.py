@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from emolab.tuning.study import OVER, SPENT, Study, TrialRecord
+from emolab.tuning.study import Study
+from emolab.tuning.trials import OVER, SPENT, TrialRecord
 
 
 def none_completed(study: Study, limits: Mapping[str, float]) -> str:

@@ -22,7 +22,8 @@ from emolab.tuning.processes import LostProcessError, Process, Processes
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import SHAPE_FREE
 from emolab.tuning.spoken import Spoken
-from emolab.tuning.study import OVER, SPENT, Draw, State, Study
+from emolab.tuning.study import Study
+from emolab.tuning.trials import OVER, SPENT, Draw, State
 
 _SILENCE_SECONDS = 60.0
 """After so long without a line, the search says where it stands."""

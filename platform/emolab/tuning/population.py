@@ -31,7 +31,8 @@ from emolab.training.train import epochs_in_process
 from emolab.tuning.pack import reason_of
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import CategoricalParameter, FloatParameter, SearchSpace, configured
-from emolab.tuning.study import METRIC, Study
+from emolab.tuning.study import Study
+from emolab.tuning.trials import METRIC
 from emolab.tuning.workers import BASE, FAILURE, FINISHED, Unsaved
 
 NUMBER = "number"

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from emolab.cluster import fitting, user_error
 from emolab.names import UserError
 from emolab.tuning.pack import Answers, PackSettings, TrialPack
-from emolab.tuning.study import Draw
+from emolab.tuning.trials import Draw
 
 _POLL_SECONDS = 1.0
 """How often hung processes are looked for, at the least."""

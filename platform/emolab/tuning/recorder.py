@@ -9,7 +9,8 @@ from typing import Any
 
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
-from emolab.tuning.study import METRIC, ROBUSTNESS, Study, TrialRecord
+from emolab.tuning.study import Study
+from emolab.tuning.trials import METRIC, ROBUSTNESS, TrialRecord
 
 TRACKED = (
     "train_loss",

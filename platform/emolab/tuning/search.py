@@ -25,7 +25,8 @@ from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
 from emolab.tuning.running import run_trials
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
-from emolab.tuning.study import Study, TrialRecord
+from emolab.tuning.study import Study
+from emolab.tuning.trials import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

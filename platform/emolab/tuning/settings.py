@@ -11,7 +11,7 @@ from emolab.configuration import Settings
 from emolab.sessions.preparation import PrepareSettings
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.methods import STARTUP_TRIALS, Sampler, Scheduler
-from emolab.tuning.study import Objective
+from emolab.tuning.trials import Objective
 
 
 class ConstraintSettings(Settings):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, NopPruner
@@ -17,62 +16,28 @@ from optuna.trial import FrozenTrial, TrialState
 from emolab.tuning.claims import claim, draw_with
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
+from emolab.tuning.trials import (
+    CURVES,
+    EPOCHS,
+    INTERRUPTED,
+    PAUSED,
+    REASON,
+    SCHEDULE,
+    SECONDS,
+    Draw,
+    Objective,
+    State,
+    TrialRecord,
+    counts,
+    labels_of,
+    record_of,
+    value_of,
+)
 
-METRIC = "kept_macro_f1"
-"""Validation macro-F1 of the weights a trial would keep."""
-ROBUSTNESS = "validation_robustness"
-"""Area under the missing-rate curve on validation, of the same weights."""
-EPOCHS = "epochs"
-SECONDS = "seconds"
-REASON = "reason"
-INTERRUPTED = "interrupted"
-PAUSED = "paused"
-"""Trial attribute: the epoch at which a running trial waited last for its turn."""
-CURVES = "curves"
-"""Trial attribute: the metrics of every epoch, so that a tracker can be filled from the study alone."""
-
-SCHEDULE = "schedule"
-"""Trial attribute: where a population-based trial changed its parameters, the last ones last."""
-
-Objective = Literal["macro_f1", "robustness"]
-SPENT = "the epoch budget was spent"
-OVER = "over the limit"
-"""Reasons of trials that are PRUNED begin with one of these where no scheduler stopped them."""
-State = Literal["COMPLETE", "PRUNED", "FAIL"]
 _NAMES: dict[Objective, str] = {
     "macro_f1": "validation macro-F1",
     "robustness": "area under the missing-rate curve on validation",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """One trial as people want to see it."""
-
-    number: int
-    state: str
-    value: float | None
-    """Validation macro-F1."""
-    robustness: float | None
-    """Area under the missing-rate curve, where it is an objective and the trial completed."""
-    epochs: int
-    parameters: dict[str, Any]
-    """As they were drawn; those that a population-based trial ended with."""
-    reason: str
-    seconds: float = 0.0
-    """From the first task to the last answer."""
-    curve: dict[int, float] = field(default_factory=dict)
-    """Epoch -> validation macro-F1 of the weights kept by then."""
-    labels: dict[str, Any] = field(default_factory=dict)
-    """What the trial was enqueued with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """A trial to run."""
-
-    number: int
-    parameters: dict[str, Any]
 
 
 class Study:
@@ -147,7 +112,7 @@ class Study:
                 identity = trial._trial_id  # pyright: ignore[reportPrivateUsage]
                 self._storage.set_trial_user_attr(identity, REASON, INTERRUPTED)
                 self._study.tell(trial.number, state=TrialState.FAIL)
-                labels = {key: value for key, value in trial.user_attrs.items() if key not in _OWN}
+                labels = labels_of(trial)
                 if trial.params or labels:
                     self._study.enqueue_trial(trial.params, user_attrs=labels)
         self._storage.flush()
@@ -256,11 +221,11 @@ class Study:
 
     def finished(self) -> int:
         """Trials that count towards the budget: all that ended for a reason of their own."""
-        return sum(_counts(trial) for trial in self.history())
+        return sum(counts(trial) for trial in self.history())
 
     def epochs(self) -> int:
         """Epochs that those trials trained."""
-        return sum(int(trial.user_attrs.get(EPOCHS, 0)) for trial in self.history() if _counts(trial))
+        return sum(int(trial.user_attrs.get(EPOCHS, 0)) for trial in self.history() if counts(trial))
 
     def excess(self) -> dict[str, list[float]]:
         """Limit -> by how much each trial that was held to it exceeds it; negative where it stays below."""
@@ -276,14 +241,14 @@ class Study:
 
     def records(self) -> list[TrialRecord]:
         """Every trial that counts, best first, then pruned, then failed."""
-        trials = [trial for trial in self.history() if _counts(trial)]
+        trials = [trial for trial in self.history() if counts(trial)]
         order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
-        trials.sort(key=lambda trial: (order[trial.state], -(_value(trial) or 0.0), trial.number))
-        return [_record(trial) for trial in trials]
+        trials.sort(key=lambda trial: (order[trial.state], -(value_of(trial) or 0.0), trial.number))
+        return [record_of(trial) for trial in trials]
 
     def record(self, number: int) -> TrialRecord:
         """One trial."""
-        return _record(self._frozen(number))
+        return record_of(self._frozen(number))
 
     def curves(self, number: int) -> list[dict[str, float]]:
         """Metrics of every epoch of a trial."""
@@ -297,7 +262,7 @@ class Study:
     def ranking(self) -> list[TrialRecord]:
         """The completed trials, best first."""
         complete = [record for record in self.records() if record.state == "COMPLETE" and record.value is not None]
-        return sorted(complete, key=lambda record: (-_mean(record), record.number))
+        return sorted(complete, key=lambda record: (-record.mean_objective, record.number))
 
     def front(self) -> list[int]:
         """Numbers of the trials that no other trial beats in every objective."""
@@ -319,37 +284,3 @@ class Study:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.history()[number]
-
-
-_OWN = (EPOCHS, SECONDS, REASON, PAUSED, CURVES, SCHEDULE)
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    return trial.state.is_finished() and trial.user_attrs.get(REASON) != INTERRUPTED
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    schedule = trial.user_attrs.get(SCHEDULE)
-    return TrialRecord(
-        number=trial.number,
-        state=trial.state.name,
-        value=_value(trial),
-        robustness=trial.values[1] if trial.values and len(trial.values) > 1 else None,
-        epochs=int(trial.user_attrs.get(EPOCHS, 0)),
-        parameters=schedule[-1]["parameters"] if schedule else dict(trial.params),
-        reason=trial.user_attrs.get(REASON, ""),
-        seconds=float(trial.user_attrs.get(SECONDS, 0.0)),
-        curve=dict(sorted(trial.intermediate_values.items())),
-        labels={key: value for key, value in trial.user_attrs.items() if key not in _OWN},
-    )
-
-
-def _mean(record: TrialRecord) -> float:
-    values = [value for value in (record.value, record.robustness) if value is not None]
-    return sum(values) / len(values)
-
-
-def _value(trial: FrozenTrial) -> float | None:
-    if trial.values:
-        return trial.values[0]
-    return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None

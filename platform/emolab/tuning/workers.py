@@ -21,7 +21,8 @@ from emolab.training.distributed import fit_distributed
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import configured
-from emolab.tuning.study import METRIC, SPENT, State, Study
+from emolab.tuning.study import Study
+from emolab.tuning.trials import METRIC, SPENT, State
 
 BASE = "base"
 """Key of a trial's configuration that holds the settings all trials share."""

@@ -1,0 +1,102 @@
+"""What a study keeps of a trial, and a trial as people want to see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial
+
+METRIC = "kept_macro_f1"
+"""Validation macro-F1 of the weights a trial would keep."""
+ROBUSTNESS = "validation_robustness"
+"""Area under the missing-rate curve on validation, of the same weights."""
+EPOCHS = "epochs"
+SECONDS = "seconds"
+REASON = "reason"
+INTERRUPTED = "interrupted"
+PAUSED = "paused"
+"""Trial attribute: the epoch at which a running trial waited last for its turn."""
+CURVES = "curves"
+"""Trial attribute: the metrics of every epoch, so that a tracker can be filled from the study alone."""
+
+SCHEDULE = "schedule"
+"""Trial attribute: where a population-based trial changed its parameters, the last ones last."""
+
+Objective = Literal["macro_f1", "robustness"]
+SPENT = "the epoch budget was spent"
+OVER = "over the limit"
+"""Reasons of trials that are PRUNED begin with one of these where no scheduler stopped them."""
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
+_OWN = (EPOCHS, SECONDS, REASON, PAUSED, CURVES, SCHEDULE)
+"""Attributes of a trial that are not labels it was enqueued with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial as people want to see it."""
+
+    number: int
+    state: str
+    value: float | None
+    """Validation macro-F1."""
+    robustness: float | None
+    """Area under the missing-rate curve, where it is an objective and the trial completed."""
+    epochs: int
+    parameters: dict[str, Any]
+    """As they were drawn; those that a population-based trial ended with."""
+    reason: str
+    seconds: float = 0.0
+    """From the first task to the last answer."""
+    curve: dict[int, float] = field(default_factory=dict)
+    """Epoch -> validation macro-F1 of the weights kept by then."""
+    labels: dict[str, Any] = field(default_factory=dict)
+    """What the trial was enqueued with."""
+
+    @property
+    def mean_objective(self) -> float:
+        """Of a completed trial: the mean of its objectives."""
+        values = [value for value in (self.value, self.robustness) if value is not None]
+        return sum(values) / len(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A trial to run."""
+
+    number: int
+    parameters: dict[str, Any]
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial ended for a reason of its own, and so counts towards the budget."""
+    return trial.state.is_finished() and trial.user_attrs.get(REASON) != INTERRUPTED
+
+
+def labels_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial was enqueued with."""
+    return {key: value for key, value in trial.user_attrs.items() if key not in _OWN}
+
+
+def record_of(trial: FrozenTrial) -> TrialRecord:
+    """A trial of Optuna's as people want to see it."""
+    schedule = trial.user_attrs.get(SCHEDULE)
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        value=value_of(trial),
+        robustness=trial.values[1] if trial.values and len(trial.values) > 1 else None,
+        epochs=int(trial.user_attrs.get(EPOCHS, 0)),
+        parameters=schedule[-1]["parameters"] if schedule else dict(trial.params),
+        reason=trial.user_attrs.get(REASON, ""),
+        seconds=float(trial.user_attrs.get(SECONDS, 0.0)),
+        curve=dict(sorted(trial.intermediate_values.items())),
+        labels=labels_of(trial),
+    )
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """Validation macro-F1: the final one, else the last that was reported."""
+    if trial.values:
+        return trial.values[0]
+    return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
