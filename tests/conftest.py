@@ -12,7 +12,7 @@ os.environ.pop("RAY_ADDRESS", None)
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,24 @@ def make_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
 def toy_data(make_dataset: Callable[..., tuple[Path, Manifest]]) -> Path:
     """A toy data set that tests only read."""
     return make_dataset()[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCorpus(ToyCorpus):
+    """All of it published as a training split."""
+
+    name = "training-only"
+
+    def references(self) -> list[SessionReference]:
+        return [replace(reference, published_split="train") for reference in super().references()]
+
+
+@pytest.fixture(scope="session")
+def unvalidated_data(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set without validation sessions."""
+    folder = tmp_path_factory.mktemp("unvalidated")
+    prepare(TrainingCorpus(sessions=12), folder, seed=0, shard_sessions=16, report=lambda _: None)
+    return folder
 
 
 @pytest.fixture

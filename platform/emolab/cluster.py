@@ -103,6 +103,12 @@ def fitting(resources: Mapping[str, float]) -> int:
     return sum(int(min(node.get(name, 0.0) // amount for name, amount in resources.items())) for node in nodes())
 
 
+def free(resources: Mapping[str, float]) -> str:
+    """What of these resources nobody holds now, for people."""
+    total, available = ray.cluster_resources(), ray.available_resources()
+    return ", ".join(f"{available.get(name, 0.0):g} of {total.get(name, 0.0):g} {name} are free" for name in resources)
+
+
 def nodes() -> list[dict[str, float]]:
     """Resources of every node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

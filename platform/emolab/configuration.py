@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from emolab.job import heed_interruption
 from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
@@ -27,6 +27,27 @@ class Settings(BaseModel):
     """Base of every configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        """Refuse what would be taken for something else: true for the number 1, and text that ends at a zero byte
+        wherever it meets the system."""
+        if not isinstance(values, Mapping):
+            return values
+        read = dict(values)
+        for name, field in cls.model_fields.items():
+            value, accepted = values.get(name), _members(field.annotation)
+            if isinstance(value, bool) and {int, float} & {*accepted} and bool not in accepted:
+                read[name] = str(value).lower()  # as the text that it is, which is then refused for being no number
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{name} must not hold a zero byte, got {shown(value)}")
+        return read
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """A type, or the types of a union."""
+    return get_args(annotation) or (annotation,)
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
@@ -74,12 +95,12 @@ def parse(
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="dotted overrides, see below")
     options = vars(parser.parse_intermixed_args(list(arguments)))
     values: dict[str, Any] = {}
-    if default_preset is not None and not options["preset"] and not options["config"]:
+    if default_preset is not None and options["preset"] is None and options["config"] is None:
         options["preset"], reason = default_preset()
         sys.stderr.write(f"preset {options['preset']}: {reason}\n")
-    if options["preset"]:
+    if options["preset"] is not None:
         merge(values, read_preset(options["preset"], settings))
-    if options["config"]:
+    if options["config"] is not None:
         merge(values, read_yaml(Path(options["config"])))
     for name in settings.model_fields:
         if name in options:

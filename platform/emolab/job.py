@@ -85,6 +85,7 @@ _UNUSABLE_PATH = {
     errno.EDQUOT,
     errno.EEXIST,
     errno.EISDIR,
+    errno.ENAMETOOLONG,
     errno.ENOENT,
     errno.ENOSPC,
     errno.ENOTDIR,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,27 @@ class RepeatedKeyError(yaml.YAMLError):
     """A mapping has a key more than once. YAML forbids it, its reader lets the last one win."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those of version 1.2: in older ones 010 is 8, and 1:30 is 90."""
+
+
+_NUMBERS = {
+    "int": re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[0-1_]+|0x[0-9a-fA-F_]+)"),
+    "float": re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|\.(?:inf|Inf|INF))"
+        r"|\.(?:nan|NaN|NAN)"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern.pattern})$"), list("-+.0123456789")
+    )
+
+
 def load_yaml(text: str) -> Any:
     """A YAML document as plain values.
 
@@ -48,7 +70,7 @@ def load_yaml(text: str) -> Any:
         RepeatedKeyError: a key is there twice, and in which lines.
         yaml.YAMLError: not YAML, or one whose values are nested or repeated beyond reason.
     """
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:

@@ -34,6 +34,15 @@ def settings_of(*arguments: str) -> TuneSettings:
         (["--trials", "3"], ["--trials"]),
         (["epochs"], ["epochs", "section.key=value"]),
         (["training.learning_rate=.nan"], ["training.learning_rate"]),
+        (["tuning.trials=true"], ["tuning.trials", "must be a whole number, got 'true'"]),
+        (["training.learning_rate=yes"], ["training.learning_rate", "must be a number"]),
+        (["tuning.trials=1:30"], ["tuning.trials", "must be a whole number, got '1:30'"]),
+        (["--config", ""], ["a YAML file is needed"]),
+        (["--preset", ""], ["unknown preset"]),
+        (["--output", '"a\\0b"'], ["output must not hold a zero byte"]),
+        (["training.seed=100000000000000000000000"], ["training.seed"]),
+        (["tuning.seed=4294967296"], ["tuning.seed", "less than 4294967296"]),
+        (["workers.cpus=0.00001"], ["workers.cpus", "greater than or equal to 0.01"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(arguments: list[str], parts: list[str]) -> None:
@@ -44,19 +53,24 @@ def test_a_mistake_is_one_line_that_names_it(arguments: list[str], parts: list[s
         assert part in str(error.value), str(error.value)
 
 
+def test_a_number_with_zeros_before_it_is_that_number() -> None:
+    """In old YAML 010 is eight."""
+    assert settings_of("tuning.trials=010").tuning.trials == 10
+
+
 def test_a_mistyped_key_is_named_rather_than_the_one_it_leaves_missing() -> None:
     with pytest.raises(UserError) as error:
         validate(SearchSpace, {"parameter": {}}, where="mine.yaml: ")
     assert "mine.yaml: unknown key 'parameter', did you mean 'parameters'" in str(error.value)
 
 
-@pytest.mark.parametrize("place", ["file", "below a file"])
+@pytest.mark.parametrize("place", ["file", "below a file", "too long"])
 def test_a_folder_that_cannot_be_made_is_one_line(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "taken"
     file.write_text("")
-    folder = file if place == "file" else file / "runs"
+    folder = {"file": file, "below a file": file / "runs", "too long": tmp_path / ("a" * 300)}[place]
     with pytest.raises(SystemExit) as ended:
         run_job(lambda: folder.mkdir(exist_ok=True))
     assert ended.value.code == 2

@@ -30,6 +30,7 @@ from emolab.registry.aliases import Move, Standing, move, standing
 from emolab.registry.versions import register
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.train import train
+from emolab.tuning.holding import holding_study
 from emolab.tuning.plan import plan_search
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.study import Study
@@ -172,6 +173,18 @@ def test_a_study_outlives_its_search_and_an_interrupted_trial_runs_again(server:
     assert resumed.record(1).reason == "non-finite loss in epoch 1, step 2"
     assert resumed.ask().parameters == drawn[2].parameters
     resumed.flush()
+
+
+def test_a_study_has_one_driver_and_the_second_is_told_who_that_is(server: Server) -> None:
+    url = make_database(server, "held")
+    with holding_study(url, "search"):
+        second = pytest.raises(UserError, match=rf"the study search is in use by .*\(pid {os.getpid()} on ")
+        with second, holding_study(url, "search"):
+            pass
+        with holding_study(url, "another"):
+            pass
+    with holding_study(url, "search"):
+        pass
 
 
 def test_a_search_is_planned_with_the_database_it_is_given(

@@ -1,5 +1,6 @@
 """Ray Train runs the same loop: what comes out does not depend on the number of workers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,29 @@ from tests.training.test_loop import finish, settings_for
 
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
+from emolab.tracking.tracker import NoTracker
 from emolab.training.distributed import fit_distributed
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings, WorkerSettings
+from emolab.training.train import train
 
 
 def with_workers(settings: TrainSettings, count: int) -> TrainSettings:
     return settings.model_copy(update={"workers": WorkerSettings(count=count)})
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_best_weights_of_no_validation_are_refused_before_anything_starts(
+    workers: int, unvalidated_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings = settings_for(unvalidated_data, tmp_path / "runs", epochs=1)
+    settings = with_workers(settings, workers)
+    with pytest.raises(UserError) as error:
+        train(settings, tracker=NoTracker())
+    one_line(error, f"{unvalidated_data} has no validation split: set training.selection=last")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -50,6 +50,8 @@ def space(**parameters: Any) -> SearchSpace:
         ("random", "pbt", {"kl_weight": FLOAT}, {"workers": 2}, ["pbt", "workers.count=1"]),
         ("random", "pbt", {"kl_weight": FLOAT}, {"trials": 2}, ["pbt", "tuning.trials"]),
         ("grid", "pbt", {"kl_weight": STEP}, {}, ["pbt", "grid"]),
+        ("grid", "none", {str(i): FLOAT | {"step": 0.1} for i in range(9)}, {}, ["grid of", "larger than 100000"]),
+        ("grid", "none", {"seed": {"distribution": "int", "low": 0, "high": 2**31 - 1}}, {}, ["grid of 2147483648"]),
     ],
 )
 def test_what_cannot_work_together_is_refused_in_one_line(
@@ -86,6 +88,19 @@ def test_a_sampler_draws_the_same_again_and_something_else_after_a_restart(sampl
         assert sorted(first + more) == sorted({(0.25 * i, 0.25 * j) for i in range(5) for j in range(5)})
     elif sampler == "random":
         assert draws(tmp_path / "a", 8) != first
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random"])
+def test_a_study_goes_on_however_many_of_its_trials_have_completed(sampler: Any, tmp_path: Path) -> None:
+    """CMA-ES begins with the best tenth of what there is, and with one of three trials there is no tenth."""
+    searched = space(kl_weight=FLOAT, learning_rate=FLOAT)
+    for count in range(12):
+        study = Study(tmp_path / "study.db", "s", space=searched)
+        study.use_sampler(make_sampler(sampler, seed=2**32 - 1, space=searched, startup=4, earlier=study.history()))
+        draw = study.ask()
+        assert draw.number == count
+        study.tell(draw.number, "COMPLETE", [draw.parameters["training.kl_weight"]], epochs=1)
+        study.flush()
 
 
 @pytest.mark.parametrize("name", presets())

@@ -21,8 +21,10 @@ from emolab.names import UserError, checked_name
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
 from emolab.tuning import packed, processes
+from emolab.tuning import plan as search_plan
 from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import calibrate, plan_search, winner_name
+from emolab.tuning.running import packed_plan
 from emolab.tuning.search import SearchResult, search
 from emolab.tuning.settings import TuneSettings
 
@@ -228,6 +230,83 @@ def test_a_dry_run_says_how_long_it_will_take(ray_cluster: None, toy_data: Path,
 
 
 @pytest.mark.ray
+def test_what_a_search_could_not_choose_by_is_refused_before_anything_starts(
+    unvalidated_data: Path, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    for workers in (1, 2):
+        settings = tune_settings(unvalidated_data, tmp_path)
+        settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": workers})})
+        with pytest.raises(UserError) as error:
+            plan_search(settings)
+        one_line(error, f"{unvalidated_data} has no validation split, which a search selects by")
+    settings = tune_settings(toy_data, tmp_path, final={"top": 2, "seeds": 2})
+    seeds = {"training.seed": {"distribution": "int", "low": 0, "high": 9}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"parameters": seeds}))
+    with pytest.raises(UserError) as error:
+        plan_search(settings)
+    one_line(error, "training.seed is searched", "tuning.final={top: 1, seeds: 1}")
+
+
+@pytest.mark.ray
+def test_a_dry_run_on_a_cluster_that_others_hold_says_so_instead_of_waiting(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Holder:
+        pass
+
+    holder = ray.remote(Holder).options(num_cpus=2).remote()
+    try:
+        ray.get(holder.__ray_ready__.remote())
+        settings = tune_settings(toy_data, tmp_path)
+        monkeypatch.setattr(search_plan, "_START_SECONDS", 2.0)
+        with pytest.raises(UserError) as error:
+            calibrate(settings, plan_search(settings))
+        one_line(error, "did not start within 2 s", "0 of 2 CPU are free", "wait for the jobs")
+    finally:
+        ray.kill(holder)
+
+
+@pytest.mark.ray
+def test_a_final_measures_no_limits_again(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    """A finalist is within them, and a latency that is measured again may be over its limit by chance."""
+    settings = tune_settings(toy_data, tmp_path, constraints={"latency_ms": 5.0}, final={"top": 2, "seeds": 2})
+    plan = plan_search(settings)
+    limits = {
+        kind: packed_plan(settings, plan, trials=4, rungs=(), kind=kind).pack.limits for kind in ("trial", "final")
+    }
+    assert limits == {"trial": {"latency_ms": 5.0}, "final": {}}
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_process_that_finishes_its_epochs_in_time_is_not_taken_for_hung(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    """It answers at a decision or after five seconds, here long after the limit of an epoch."""
+    settings = tune_settings(toy_data, tmp_path, trials=1, scheduler="none", timeout_s=1.5)
+    training = settings.training.model_copy(update={"epochs": 400, "patience": 400})
+    settings = settings.model_copy(update={"training": training})
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    (trial,) = search(settings, NoTracker()).records
+    assert (trial.state, trial.epochs) == ("COMPLETE", 400)
+    assert trial.seconds > 1.5
+
+
+@pytest.mark.scenario
+@pytest.mark.slow
+@pytest.mark.ray
+def test_two_processes_do_not_overspend_an_epoch_budget(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = tune_settings(
+        toy_data, tmp_path, trials=50, epoch_budget=20, scheduler="none", sampler="random", concurrency=2
+    )
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    result = search(settings, NoTracker())
+    assert sum(record.epochs for record in result.records) == 20
+    assert sum(record.state == "COMPLETE" for record in result.records) == 3
+
+
+@pytest.mark.ray
 def test_concurrency_is_computed_from_the_cluster(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
     assert plan_search(tune_settings(toy_data, tmp_path, concurrency=None)).concurrency == 2
     assert plan_search(tune_settings(toy_data, tmp_path, concurrency=64)).concurrency == 2
@@ -272,10 +351,12 @@ def test_a_killed_driver_loses_nothing_and_a_second_one_is_refused(
     assert driver.stdout is not None
     try:
         ended = [driver.stdout.readline() for _ in range(2)]
-        assert [line.startswith(f"trial {i} complete after 30 epochs") for i, line in enumerate(ended)] == [True] * 2
+        assert [line.startswith(f"trial {i} complete after 60 epochs") for i, line in enumerate(ended)] == [True] * 2
         with pytest.raises(UserError, match=f"in use by another process .*{driver.pid}"):
             search(settings, tracker)
         third = wait_for_running(tmp_path / "runs" / "search" / "study.db")
+        while not tracker.find("emolab.trial", "2"):  # which it is told by a thread of its own
+            time.sleep(0.02)
     finally:
         driver.kill()
         driver.wait()
@@ -303,7 +384,7 @@ def test_a_killed_driver_loses_nothing_and_a_second_one_is_refused(
     ]
 
 
-LONG = {"epochs": 30, "patience": 30, "decay_epochs": ()}
+LONG = {"epochs": 60, "patience": 60, "decay_epochs": ()}
 
 
 def study_of(path: Path) -> list[optuna.trial.FrozenTrial]:
@@ -594,6 +675,8 @@ def test_limits_that_a_search_would_not_keep_are_refused(
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
     for key, value in {"epoch_budget": 10, "timeout_s": 5.0, "concurrency": 1}.items():
         refused(population_settings(toy_data, tmp_path, **{key: value}), "pbt", f"leave out tuning.{key}")
+    limited = population_settings(toy_data, tmp_path, constraints={"parameters": 1})
+    refused(limited, "pbt", "leave out tuning.constraints")
     assert plan_search(population).concurrency == 2
 
 

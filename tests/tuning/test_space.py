@@ -63,6 +63,13 @@ def read(parameters: Any, folder: Path) -> None:
         ({"model.depth": {"distribution": "int", "low": 1, "high": 2}}, ["depth"]),
         ({"model.dropout": {"distribution": "float", "low": 0.0, "high": 1.5}}, ["dropout", "1.5"]),
         ({"training.epochs": {"distribution": "int", "low": 0, "high": 3}}, ["epochs"]),
+        ({"training.epochs": LAYERS}, ["training.epochs cannot be searched"]),
+        ({"model.layers": {"distribution": "float", "low": 1, "high": 3}}, ["layers", "must be a whole number"]),
+        ({"model.layers": {"distribution": "float", "low": 1, "high": 3, "step": 0.5}}, ["layers", "whole number"]),
+        (
+            {"training.batch_size": {"distribution": "float", "low": 4, "high": 64, "log": True}},
+            ["batch_size", "whole"],
+        ),
         ({"data": {"distribution": "categorical", "choices": ["a"]}}, ["data", "only keys of model and training"]),
         ({"model.heads": {"distribution": "categorical", "choices": []}}, ["choices"]),
         (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.name": ["mullt"]}}}, ["model.layers", "mullt"]),

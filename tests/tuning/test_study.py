@@ -20,7 +20,8 @@ from sqlalchemy import event
 from tests.conftest import REPOSITORY
 
 from emolab.names import UserError
-from emolab.tuning.finals import enqueue_finalists, final_space
+from emolab.tuning.finals import enqueue_finalists, final_space, ranked
+from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import make_pruner, make_sampler
 from emolab.tuning.outcome import none_completed
 from emolab.tuning.settings import TuneSettings
@@ -354,6 +355,81 @@ def test_where_few_completed_the_final_takes_those_that_went_furthest(tmp_path: 
     asked = TuneSettings.model_validate({"tuning": {"final": {"top": 3, "seeds": 2}}})
     assert [record.number for record in enqueue_finalists(asked, study, final)] == [2, 3, 1]
     assert final.waiting() == 6
+
+
+def test_a_final_without_a_winner_trains_again_what_failed_and_one_with_a_winner_nothing(
+    tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    study = open_study(tmp_path)
+    for value in (0.5, 0.6):
+        finish(study, study.ask().number, value)
+    final = Study(tmp_path / "study.db", "final", space=final_space(SPACE))
+    asked = TuneSettings.model_validate({"tuning": {"final": {"top": 2, "seeds": 2}}})
+
+    def train_all(*failing: tuple[int, int]) -> None:
+        while final.waiting():
+            number = final.ask().number
+            labels = final.record(number).labels
+            if (labels["candidate"], labels["final_seed"]) in failing:
+                final.tell(number, "FAIL", reason="lost")
+            else:
+                finish(final, number, 0.5)
+
+    candidates = enqueue_finalists(asked, study, final)
+    train_all((0, 1), (1, 2))
+    with pytest.raises(UserError) as error:
+        ranked(candidates, final, asked)
+    one_line(error, "no finalist completed all of its 2 trainings (lost)", "the same command trains again")
+    enqueue_finalists(asked, study, final)
+    assert final.waiting() == 2
+    train_all((0, 1))
+    assert [finalist.record.number for finalist in ranked(candidates, final, asked)] == [1, 0]
+    enqueue_finalists(asked, study, final)
+    assert final.waiting() == 0
+
+
+def test_a_study_of_another_search_is_not_taken_for_the_final_of_this_one(tmp_path: Path) -> None:
+    Study(tmp_path / "study.db", "s-final", space=SPACE).claim({"model.name": "mult"})
+    with pytest.raises(UserError, match=r"the study s-final was made .*choose another name"):
+        Study(tmp_path / "study.db", "s-final", space=SPACE).claim({"final_of": "s"})
+
+
+@pytest.mark.parametrize("folder", ["wh?at", "50%", "a#b", "a b", "ü"])
+def test_a_study_lies_in_its_folder_whatever_that_is_called(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    study = open_study(tmp_path / folder)
+    finish(study, study.ask().number, 0.5)
+    study.flush()
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert open_study(tmp_path / folder).finished() == 1
+
+
+@pytest.mark.fault
+def test_a_study_in_a_shared_file_has_one_driver_and_the_second_is_told(
+    tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    """A lock of one process does not hold off itself: the second driver is another."""
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    code = (
+        "import sys; from emolab.tuning.holding import holding_study\n"
+        "with holding_study(sys.argv[1], 's'): print('held', flush=True); sys.stdin.read()"
+    )
+    paths = os.pathsep.join([str(REPOSITORY / "platform"), str(REPOSITORY / "model")])
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, url],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as error, holding_study(url, "s"):
+            pass
+        one_line(error, "the study s is in use by another process", "studies.db.s.lock")
+        with holding_study(url, "another"):
+            pass
+        first.kill()
+    with holding_study(url, "s"):
+        pass
 
 
 def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from emolab.databases import sqlite_file
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.registry.versions import CHAMPION, PREVIOUS_CHAMPION
@@ -27,7 +28,6 @@ CLAIM = "emolab.moving."
 """Tag of a registered model, followed by a run id: that run is moving the champion."""
 STALE_SECONDS = 600.0
 """A move takes less than a second; a claim this old was left by a process that is gone."""
-_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ def promoting(tracker: MLflowTracker, name: str, output: Path) -> Iterator[None]
     Raises:
         UserError: another promotion of the model is at work; the message says which.
     """
-    local = tracker.uri.startswith(_SQLITE)
-    root = Path(tracker.uri.removeprefix(_SQLITE)).parent if local else output
+    database = sqlite_file(tracker.uri)
+    root = database.parent if database else output
     folder = contained(root, "promotions", name, what="registered model name")
     with holding(folder, what=f"promotion of {name}"):
-        recover(tracker.client, name, alone=local)
+        recover(tracker.client, name, alone=database is not None)
         yield
 
 

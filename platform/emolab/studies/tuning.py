@@ -13,7 +13,6 @@ from rich.table import Table
 from emolab import checkpoint
 from emolab.cluster import cluster_gpus, connected, joins_cluster
 from emolab.commands import beside_interpreter, job_command, tool_command
-from emolab.locks import holding
 from emolab.names import contained
 from emolab.registry.training import UNREACHED, progress_line, register_where_reached
 from emolab.reports.search import search_page, trained_again
@@ -25,7 +24,7 @@ from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
-from emolab.tuning.search import SearchResult, search_in
+from emolab.tuning.search import SearchResult, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.trials import TrialRecord
 
@@ -64,7 +63,7 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         if dry_run:
             report(calibrate(settings, plan))
             return None
-        with holding(plan.folder, what="study"):
+        with holding_search(plan):
             tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
             result = search_in(plan, settings, tracker, report=report)
             winner = _train_winner(result, tracker, report)

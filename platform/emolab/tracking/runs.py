@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.commands import tool_command
+from emolab.databases import sqlite_url
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
@@ -224,8 +225,7 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
 
         return BufferedTracker(configured, experiment, output=output)
     output.mkdir(parents=True, exist_ok=True)
-    database = output.resolve() / "mlflow.db"
-    return MLflowTracker(f"sqlite:///{database}", experiment, artifacts=output / "mlflow-artifacts")
+    return MLflowTracker(sqlite_url(output / "mlflow.db"), experiment, artifacts=output / "mlflow-artifacts")
 
 
 def existing_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> MLflowTracker:

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.engine import make_url
 
+from emolab.databases import sqlite_url
 from emolab.names import UserError
 
 _MAKING_SECONDS = 300.0
@@ -45,6 +46,6 @@ def _make(database: Path, artifacts: Path) -> None:
     unfinished = database.with_name(f".{database.name}.new")
     for leftover in database.parent.glob(f"{unfinished.name}*"):  # with its journal
         leftover.unlink()
-    store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts.resolve().as_uri())
+    store = SqlAlchemyStore(sqlite_url(unfinished), artifacts.resolve().as_uri())
     store.engine.dispose()
     unfinished.replace(database)

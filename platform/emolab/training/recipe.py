@@ -14,7 +14,7 @@ from torch import nn
 from edu_emotionnet import zoo
 from emolab.configuration import Settings
 from emolab.mistakes import first_mistake, shown
-from emolab.names import nearest
+from emolab.names import UserError, nearest
 from emolab.sessions.manifest import Manifest, canonical_json
 
 
@@ -84,7 +84,7 @@ def _validator(options: type[Any]) -> TypeAdapter[Any]:
 class TrainingSettings(Settings):
     """Optimisation, as the paper has it."""
 
-    epochs: int = Field(default=50, ge=1, le=100_000)
+    epochs: int = Field(default=50, ge=1, lt=100_000)
     batch_size: int = Field(default=128, ge=1, description="sessions per optimizer step, over all workers")
     learning_rate: float = Field(default=1e-4, gt=0.0)
     weight_decay: float = Field(default=1e-5, ge=0.0)
@@ -125,7 +125,7 @@ class TrainingSettings(Settings):
         default="best",
         description="weights kept: best validation macro-F1, or the last epoch's (no validation needed)",
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     def learning_rate_at(self, epoch: int, step: int, steps: int) -> float:
         """Rate for one optimizer step: a function of the position alone, so that resuming needs no scheduler state."""
@@ -134,12 +134,22 @@ class TrainingSettings(Settings):
         return rate * min(1.0, done / self.warmup_epochs) if self.warmup_epochs else rate
 
 
+def check_selection(training: TrainingSettings, manifest: Manifest, *, data: str) -> None:
+    """Refuse to keep the best weights of a data set on which none can be told from others.
+
+    Raises:
+        UserError: it has no validation sessions.
+    """
+    if training.selection == "best" and not manifest.splits["validation"].sessions:
+        raise UserError(f"{data} has no validation split: set training.selection=last")
+
+
 class WorkerSettings(Settings):
     """Processes that train one model together."""
 
     count: int = Field(default=1, ge=1, le=10_000, description="DDP workers; 1 trains in the calling process")
     gpus: int = Field(default=0, ge=0, le=1, description="GPUs per worker")
-    cpus: float = Field(default=1.0, gt=0.0, description="CPUs per worker")
+    cpus: float = Field(default=1.0, ge=0.01, description="CPUs per worker")
     minimum: int | None = Field(
         default=None,
         ge=1,

@@ -25,7 +25,7 @@ from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
-from emolab.training.recipe import TrainSettings
+from emolab.training.recipe import TrainSettings, check_selection
 
 TOLD = "told"
 """Key of a run's record that is true once the tracker has all of a finished run."""
@@ -69,6 +69,7 @@ def train(
         NonFiniteLossError: the loss became NaN; the run is marked FAILED with epoch and step.
     """
     manifest = read_manifest(Path(settings.data))
+    check_selection(settings.training, manifest, data=settings.data)
     output = Path(settings.output)
     if tracker is None:
         from emolab.tracking.runs import open_tracker  # a second of MLflow that workers and trials never need
@@ -129,8 +130,7 @@ def epochs_in_process(
 ) -> Generator[EpochReport, None, Outcome]:
     """The loop in this process, with one worker and no tracker: an iterator over its epochs."""
     data = load_training_data(Path(settings.data))
-    if not len(data.validation) and settings.training.selection == "best":
-        raise UserError(f"{settings.data} has no validation split: set training.selection=last")
+    check_selection(settings.training, data.manifest, data=settings.data)
     torch.manual_seed(settings.training.seed)
     device = training_device(settings)
     model = settings.model.build(data.manifest).to(device)

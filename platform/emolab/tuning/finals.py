@@ -57,13 +57,20 @@ def enqueue_finalists(settings: TuneSettings, search: Study, final: Study) -> li
     """Queue what is missing of the final; returns the search's best trials, which take part.
 
     Where fewer completed than take part, those follow that the scheduler let go furthest: a final trains them whole.
+    Trainings that failed stay failed as long as there is a winner without them.
     """
     candidates = [*search.ranking(), *_furthest(search)][: settings.tuning.final.top]
+    _enqueue(settings, candidates, final)
+    if not final.waiting() and all(finalist.failures for finalist in finalists(candidates, final, settings)):
+        _enqueue(settings, candidates, final, again=True)
+    return candidates
+
+
+def _enqueue(settings: TuneSettings, candidates: Sequence[TrialRecord], final: Study, *, again: bool = False) -> None:
     for record in candidates:
         for seed in final_seeds(settings):
             labels = {CANDIDATE: record.number, SEED: seed}
-            final.enqueue(record.parameters | {_SEED_KEY: seed}, labels)
-    return candidates
+            final.enqueue(record.parameters | {_SEED_KEY: seed}, labels, again=again)
 
 
 def _furthest(search: Study) -> list[TrialRecord]:
@@ -75,27 +82,32 @@ def _furthest(search: Study) -> list[TrialRecord]:
 def final_seeds(settings: TuneSettings) -> list[int]:
     """The seeds after the search's own."""
     first = settings.training.seed + 1
-    return list(range(first, first + settings.tuning.final.seeds))
+    return [seed % 2**31 for seed in range(first, first + settings.tuning.final.seeds)]
 
 
-def ranked(candidates: Sequence[TrialRecord], final: Study, seeds: Sequence[int]) -> list[Finalist]:
+def ranked(candidates: Sequence[TrialRecord], final: Study, settings: TuneSettings) -> list[Finalist]:
     """The finalists, best mean first; those of which a training failed come last.
 
     Raises:
         UserError: every finalist lost a training.
     """
-    finalists = []
+    found = sorted(finalists(candidates, final, settings), key=lambda f: (f.failures > 0, -f.mean, f.record.number))
+    if found[0].failures:
+        reasons = dict.fromkeys(record.reason for record in final.records() if record.state != "COMPLETE")
+        raise UserError(
+            f"no finalist completed all of its {len(final_seeds(settings))} trainings ({'; '.join(reasons)[:200]}): "
+            "the same command trains again what failed; or set tuning.final to more trials or fewer seeds"
+        )
+    return found
+
+
+def finalists(candidates: Sequence[TrialRecord], final: Study, settings: TuneSettings) -> list[Finalist]:
+    """What the final holds of each candidate by now."""
+    seeds = final_seeds(settings)
+    found = []
     for record in candidates:
         mine = [r for r in final.records() if r.labels[CANDIDATE] == record.number and r.labels[SEED] in seeds]
         mine.sort(key=lambda r: r.labels[SEED])
-        values = tuple(_objective(r) for r in mine if r.state == "COMPLETE")
-        finalists.append(Finalist(record=record, values=values, failures=len(seeds) - len(values)))
-    finalists.sort(key=lambda f: (f.failures > 0, -f.mean, f.record.number))
-    if finalists[0].failures:
-        raise UserError(f"no finalist completed all of its {len(seeds)} trainings; the study {final.name} says why")
-    return finalists
-
-
-def _objective(record: TrialRecord) -> float:
-    values = [value for value in (record.value, record.robustness) if value is not None]
-    return statistics.fmean(values)
+        values = tuple(r.mean_objective for r in mine if r.state == "COMPLETE")
+        found.append(Finalist(record=record, values=values, failures=len(seeds) - len(values)))
+    return found

@@ -20,6 +20,10 @@ Scheduler = Literal["asha", "halving", "hyperband", "median", "none", "pbt"]
 
 STARTUP_TRIALS = 10
 """Trials drawn at random before TPE and Gaussian processes learn."""
+_CMAES_SOURCES = 10
+"""Completed trials of which CMA-ES can take the best tenth to begin with."""
+_LARGEST_GRID = 100_000
+"""Points; Optuna writes all of them down before the first is drawn."""
 _STARTUP = 4
 """Trials that the median scheduler lets run to their end before it stops one."""
 
@@ -40,7 +44,7 @@ def make_sampler(
         pruning: whether trials may be stopped early.
         earlier: trials of the study that ended before this process began.
     """
-    seed += 1_000_003 * len(earlier)  # a resumed search must not draw again what the same seed drew before
+    seed = (seed + 1_000_003 * len(earlier)) % 2**32  # a resumed search must not draw again what was drawn before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "random":
@@ -74,7 +78,7 @@ def _cmaes(seed: int, pruning: bool, earlier: Sequence[FrozenTrial]) -> CmaEsSam
         seed=seed,
         warn_independent_sampling=False,
         consider_pruned_trials=pruning,
-        source_trials=complete if len(complete) > 2 else None,
+        source_trials=complete if len(complete) >= _CMAES_SOURCES else None,
     )
 
 
@@ -143,7 +147,12 @@ def check_methods(
     if sampler == "cmaes" and objectives > 1:
         raise UserError("sampler cmaes takes one objective: choose tpe, gp or random")
     if sampler == "grid":
-        space.grid()
+        points = math.prod(len(values) for values in space.grid().values())
+        if points > _LARGEST_GRID:
+            raise UserError(
+                f"a grid of {points} points is larger than {_LARGEST_GRID}: take fewer values or larger steps in the "
+                "space, or choose random"
+            )
     if scheduler != "none" and grace >= epochs:
         what = "compares no member with another" if scheduler == "pbt" else "can stop no trial"
         lower = f"set tuning.grace_epochs to at most {epochs - 1}, or " if epochs > 1 else "set "

@@ -69,12 +69,9 @@ class TrialPack:
         """Read the data; returns how many sessions there are to train on.
 
         Raises:
-            UserError: they are missing, damaged or of no use for a search.
+            UserError: they are missing or damaged.
         """
-        data = load_training_data(Path(self._base.data))
-        if not len(data.validation):
-            raise UserError(f"{self._base.data} has no validation split, which a search selects by")
-        return len(data.train)
+        return len(load_training_data(Path(self._base.data)).train)
 
     def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
         """Train these trials, (number, parameters), until an epoch, their end, or ``ANSWER_SECONDS`` have passed.

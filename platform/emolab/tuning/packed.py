@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emolab.cluster import free
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.halving import Halving
@@ -61,6 +62,8 @@ class _Trial:
     started: float
     curve: list[dict[str, float]] = field(default_factory=list)
     """Metrics of its epochs."""
+    granted: int = 0
+    """The epoch to which it may train now: those up to there are taken from the budget."""
     value: float | None = None
     """Of the weights it would keep after the last one."""
     losses: int = 0
@@ -140,18 +143,26 @@ class PackedTrials:
         return there < self._plan.trials and self._epochs_left() > 0
 
     def _epochs_left(self) -> int:
-        """Of the budget; with several processes, before what the others are at."""
+        """Of the budget, when all trials have trained what was granted to them."""
         if self._plan.epoch_budget is None:
             return 2**31
-        running = sum(len(trial.curve) for trial in self._running.values())
-        return self._plan.epoch_budget - self._study.epochs() - running
+        taken = sum(max(len(trial.curve), trial.granted) for trial in self._running.values())
+        return self._plan.epoch_budget - self._study.epochs() - taken
+
+    def _spent(self) -> bool:
+        """Whether nothing of the budget is left, nor can come back from a trial that ends early."""
+        return self._epochs_left() <= 0 and not any(trial.granted for trial in self._running.values())
 
     def _next_group(self) -> list[Draw]:
         """Trials to run: those that begin anew, else new draws that share their shapes, else a paused one."""
         if self._again:
-            return self._again.popleft()
+            return self._affordable(self._again.popleft())
+        if self._drawn is not None and self._spent():
+            number, self._drawn = self._drawn.number, None
+            self._end_spent(number)
         group: list[Draw] = []
-        while len(group) < self._fused and (self._drawn is not None or self._may_start()):
+        most = min(self._fused, self._epochs_left())
+        while len(group) < most and (self._drawn is not None or self._may_start()):
             draw, self._drawn = self._drawn or self._draw(), None
             if group and _shape(draw) != _shape(group[0]):
                 self._drawn = draw  # the next group begins with it
@@ -179,12 +190,21 @@ class PackedTrials:
         return draw
 
     def _advance(self, process: Process, group: list[Draw]) -> None:
-        epoch = max(len(self._running[draw.number].curve) for draw in group)
-        until = min(
-            next((rung for rung in self._plan.rungs if rung > epoch), 2**31),
-            epoch + max(1, self._epochs_left() // len(group)),
-        )
+        """Have a process train trials that can afford an epoch each, to the next rung or as far as the budget goes."""
+        trials = [self._running[draw.number] for draw in group]
+        epoch = max(len(trial.curve) for trial in trials)
+        rung = next((rung for rung in self._plan.rungs if rung > epoch), self._base.training.epochs)
+        until = min(max(rung, epoch + 1), epoch + self._epochs_left() // len(group))
+        for trial in trials:
+            trial.granted = until
         process.advance(group, until, told=epoch)
+
+    def _affordable(self, group: list[Draw]) -> list[Draw]:
+        """Of these trials as many as the budget has an epoch for; the others end."""
+        most = max(0, self._epochs_left())
+        for draw in group[most:]:
+            self._end_spent(draw.number)
+        return group[:most]
 
     def _take(self, process: Process) -> None:
         try:
@@ -193,9 +213,11 @@ class PackedTrials:
             self._lost(process, str(loss))
             return
         group = [draw for draw in process.group if self._goes_on(draw.number, answers[draw.number])]
+        for draw in group:
+            self._running[draw.number].granted = 0  # to be granted anew, with what the others have left by now
         if any(answers[draw.number].crowded for draw in group):
             self._part(group)
-        elif group:
+        elif group := self._affordable(group):
             self._advance(process, group)
 
     def _part(self, group: list[Draw]) -> None:
@@ -223,8 +245,6 @@ class PackedTrials:
             self._end(number, "PRUNED", reason=f"{OVER}: {', '.join(over)}")
         elif answer.reports and answer.reports[-1].finished:
             self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
-        elif self._epochs_left() <= 0:
-            self._end(number, "PRUNED", reason=f"{SPENT} after epoch {len(trial.curve)}")
         elif new and len(trial.curve) in self._plan.rungs:  # a trial begun anew passes its old rungs unasked
             return self._passes(number)
         return number in self._running
@@ -233,6 +253,7 @@ class PackedTrials:
         """Whether a trial goes on from a rung at once."""
         trial = self._running[number]
         if self._halving is not None:
+            trial.granted = 0
             self._halving.pause(number, len(trial.curve), trial.value or 0.0)
             self._study.pause(number, trial.curve)
             self._end_hopeless()
@@ -246,9 +267,12 @@ class PackedTrials:
         assert self._halving is not None
         for number in self._halving.hopeless():
             self._end(number, "PRUNED", reason=f"pruned after epoch {len(self._running[number].curve)}")
-        if self._epochs_left() <= 0:
+        if self._spent():
             for number in self._halving.paused():
-                self._end(number, "PRUNED", reason=f"{SPENT} after epoch {len(self._running[number].curve)}")
+                self._end_spent(number)
+
+    def _end_spent(self, number: int) -> None:
+        self._end(number, "PRUNED", reason=f"{SPENT} after epoch {len(self._running[number].curve)}")
 
     def _end(self, number: int, state: State, *, reason: str = "", values: Sequence[float] = ()) -> None:
         trial = self._running.pop(number)
@@ -291,13 +315,15 @@ class PackedTrials:
         best = self._study.best()
         found = "" if best is None or best.value is None else f"; best so far {best.value:.4f} ({best.number})"
         trains = f"{self._plan.kind} {', '.join(map(str, at_work))} training" if at_work else "processes start"
+        if not any(process.loaded for process in self._processes):
+            trains += f" ({free(self._plan.resources)})"
         return f"{self._study.finished()} of {self._plan.trials} ended, {trains}{paused}{found}"
 
     def _lost(self, process: Process, reason: str) -> None:
         """Begin the trials of a lost process anew, in another one; give up those that were lost too often."""
         for draw in process.group:
             trial = self._running[draw.number]
-            trial.losses += 1
+            trial.losses, trial.granted = trial.losses + 1, 0
             if trial.losses > self._plan.retries:
                 self._end(draw.number, "FAIL", reason=f"{reason}, {trial.losses} times")
             else:  # apart, so that one of them cannot bring down the others again

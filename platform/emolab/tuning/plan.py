@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from emolab.cluster import fitting, nodes, require, user_error
+from emolab.cluster import fitting, free, nodes, require, user_error
 from emolab.names import LONGEST, UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
@@ -29,6 +29,7 @@ from emolab.tuning.space import SearchSpace, read_space
 
 _CALIBRATION_STEPS = 3
 _CALIBRATION_DRAWS = 4
+_START_SECONDS = 120.0
 FUSED_ON_GPU = 8
 """Configurations of one fused step where the settings leave the number open."""
 
@@ -105,6 +106,11 @@ def check_search(settings: TuneSettings) -> SearchSpace:
         trials=tuning.trials,
     )
     _check_limits(settings)
+    if tuning.final.wanted and "training.seed" in space.parameters:
+        raise UserError(
+            f"{tuning.space}: training.seed is searched, and a final trains with seeds of its own: take it out of the "
+            "space, or set tuning.final={top: 1, seeds: 1}"
+        )
     return space
 
 
@@ -117,10 +123,12 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     tuning, training = settings.tuning, settings.training
     manifest = read_manifest(Path(settings.data))
     space = check_search(settings)
+    if not manifest.splits["validation"].sessions:
+        raise UserError(f"{settings.data} has no validation split, which a search selects by")
     _check_workers(settings)
     needs = _resources(settings.workers, settings.workers.count)
     room = fitting(_resources(settings.workers, 1)) // settings.workers.count
-    final_workers = max(settings.workers.count, tuning.final_workers or min(4, room * settings.workers.count))
+    final_workers = tuning.final_workers or max(settings.workers.count, min(4, room * settings.workers.count))
     require(
         _resources(settings.workers, final_workers),
         purpose=f"training the best configuration with {final_workers} workers",
@@ -194,6 +202,7 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
     pack = PackSettings(base=settings.base().model_dump(mode="json"), robustness=False, limits={})
     actor = start_process(pack, plan.resources)
     try:
+        _wait_for_start(actor, plan.resources)
         ray.get(actor.load.remote())
         start_up = time.perf_counter() - started
         draws = sample_configurations(plan.space, _CALIBRATION_DRAWS)
@@ -205,6 +214,14 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
     finally:
         ray.kill(actor)
     return _expectation(settings, plan, start_up=start_up, epoch_seconds=epoch)
+
+
+def _wait_for_start(actor: Any, resources: Mapping[str, float]) -> None:
+    if not ray.wait([actor.__ray_ready__.remote()], timeout=_START_SECONDS)[0]:
+        raise UserError(
+            f"the process that times the trials did not start within {_START_SECONDS:g} s: {free(resources)}; wait "
+            "for the jobs that hold the rest"
+        )
 
 
 def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, epoch_seconds: list[float]) -> str:
@@ -265,6 +282,8 @@ def _check_limits(settings: TuneSettings) -> None:
         raise UserError("tuning.timeout_s needs trials of one worker: leave it out, or set workers.count=1")
     if tuning.stopping != "pbt":
         return
+    if tuning.constraints.limits():
+        raise UserError("scheduler pbt does not look at constraints: leave out tuning.constraints, or choose asha")
     if tuning.epoch_budget is not None:
         raise UserError("scheduler pbt trains all members to their end: leave out tuning.epoch_budget, or choose asha")
     if tuning.timeout_s is not None:
@@ -283,7 +302,9 @@ def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
 def methods(settings: TuneSettings) -> dict[str, Any]:
     """What draws and stops the trials; a study that was given a name may go on by another method."""
     tuning = settings.tuning
-    chosen: dict[str, Any] = {"sampler": tuning.sampler, "scheduler": tuning.stopping, "seed": tuning.seed}
+    chosen: dict[str, Any] = {"sampler": tuning.sampler, "scheduler": tuning.stopping}
+    if tuning.sampler != "grid":
+        chosen["seed"] = tuning.seed
     if tuning.sampler in ("tpe", "gp"):
         chosen["startup_trials"] = tuning.startup_trials
     if tuning.stopping in ("asha", "halving", "hyperband", "median", "pbt"):

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from emolab.cluster import fitting, user_error
 from emolab.names import UserError
-from emolab.tuning.pack import Answers, PackSettings, TrialPack
+from emolab.tuning.pack import ANSWER_SECONDS, Answers, PackSettings, TrialPack
 from emolab.tuning.trials import Draw
 
 _POLL_SECONDS = 1.0
@@ -56,7 +56,7 @@ class Processes:
     ) -> None:
         """
         Args:
-            timeout_s: after so long without an answer a process counts as hung.
+            timeout_s: after so long without a finished epoch a process counts as hung.
             retries: how often one may be lost while it reads the data.
         """
         self._pack, self._resources, self._timeout_s, self._retries = pack, resources, timeout_s, retries
@@ -107,10 +107,10 @@ class Processes:
         return {}
 
     def hung(self) -> list[Process]:
-        """Those that have not answered for too long."""
-        limit = self._timeout_s
-        if limit is None:
+        """Those that have not finished an epoch for too long: they answer within so long and one epoch more."""
+        if self._timeout_s is None:
             return []
+        limit = self._timeout_s + ANSWER_SECONDS
         late = [p for p in self._all if p.loaded and p.call is not None and time.monotonic() - p.since > limit]
         return [process for process in late if not ray.wait([process.call], timeout=0)[0]]  # one may wait to be taken
 

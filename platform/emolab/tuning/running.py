@@ -62,7 +62,7 @@ def run_trials(
                 seed=settings.tuning.seed,
             )
         else:
-            packed = _packed(settings, plan, trials=trials, rungs=rungs, kind=kind)
+            packed = packed_plan(settings, plan, trials=trials, rungs=rungs, kind=kind)
             PackedTrials(packed, study, recorder, report).run()
     finally:
         recorder.close()
@@ -70,14 +70,17 @@ def run_trials(
             report(f"the tracker did not take everything ({recorder.trouble}); the next call writes the rest")
 
 
-def _packed(settings: TuneSettings, plan: SearchPlan, *, trials: int, rungs: Sequence[int], kind: str) -> PackedPlan:
+def packed_plan(
+    settings: TuneSettings, plan: SearchPlan, *, trials: int, rungs: Sequence[int], kind: str
+) -> PackedPlan:
+    """How the trials of a search, or the trainings of its final, are packed."""
     tuning = settings.tuning
     halving = tuning.stopping == "halving" and kind == "trial"
     return PackedPlan(
         pack=PackSettings(
             base=settings.base().model_dump(mode="json"),
             robustness="robustness" in tuning.objectives,
-            limits=tuning.constraints.limits(),
+            limits=tuning.constraints.limits() if kind == "trial" else {},  # finalists have met them
             study=str(plan.folder.resolve()) if halving else None,
             rungs=tuple(rungs) if halving else (),
         ),

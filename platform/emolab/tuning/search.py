@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
+from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import make_pruner, make_sampler
 from emolab.tuning.outcome import none_completed
 from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
@@ -60,14 +62,25 @@ def search(settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], 
         UserError: unusable space, data or cluster; another process holds the study; no trial completed.
     """
     plan = plan_search(settings)
-    with holding(plan.folder, what="study"):
+    with holding_search(plan):
         return search_in(plan, settings, tracker, report=report)
+
+
+@contextmanager
+def holding_search(plan: SearchPlan) -> Iterator[None]:
+    """Hold a search's folder and study for the length of the block.
+
+    Raises:
+        UserError: another process holds one of them.
+    """
+    with holding(plan.folder, what="study"), holding_study(plan.database, plan.folder.name):
+        yield
 
 
 def search_in(
     plan: SearchPlan, settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], None]
 ) -> SearchResult:
-    """A search whose folder this process holds; what follows it can be done before another process may go on.
+    """A search that this process holds; what follows it can be done before another process may go on.
 
     Raises:
         UserError: as ``search``.
@@ -125,6 +138,7 @@ def _final(
         objectives=settings.tuning.objectives,
         sampler=make_sampler("random", seed=0, space=space),
     )
+    final.claim({"final_of": study.name})
     final.requeue_interrupted()
     candidates = enqueue_finalists(settings, study, final)
     missing = final.waiting()
@@ -133,7 +147,7 @@ def _final(
         report(f"final: {missing} trainings are left of {len(candidates)} configurations with {seeds} seeds each")
     trials = final.finished() + missing
     run_trials(settings, plan, final, tracker, run.run_id, report, trials=trials, kind="final")
-    finalists = ranked(candidates, final, final_seeds(settings))
+    finalists = ranked(candidates, final, settings)
     for finalist in finalists:
         report(f"finalist trial {finalist.record.number}: {finalist.mean:.4f} ± {finalist.half_width:.4f} (95 %)")
     return finalists

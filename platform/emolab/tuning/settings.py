@@ -54,7 +54,7 @@ class SearchSettings(Settings):
         default=None,
         description="the study's database, such as postgresql://user@host/studies; null: study.db in its folder",
     )
-    trials: int = Field(default=12, ge=1, description="trials in total; those already in the study count")
+    trials: int = Field(default=12, ge=1, le=100_000, description="trials in total; those already in the study count")
     epoch_budget: int | None = Field(
         default=None,
         ge=1,
@@ -87,10 +87,10 @@ class SearchSettings(Settings):
     timeout_s: float | None = Field(
         default=None,
         gt=0.0,
-        description="longest time without a finished epoch before a process counts as hung; for trials of one worker, "
-        "not with pbt",
+        description="longest time that an epoch may take, the first with the start of its trial, the last with its "
+        "robustness, before a process counts as hung; for trials of one worker, not with pbt",
     )
-    seed: int = Field(default=0, ge=0, description="of the sampler, and of what a population changes")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the sampler, and of what a population changes")
     final: FinalSettings = FinalSettings()
     final_workers: int | None = Field(
         default=None,

@@ -32,6 +32,9 @@ SHAPE_FREE = (
 )
 """Keys that change neither a tensor's shape nor how many steps an epoch has."""
 
+_INNER = (5**0.5 - 1) / 2
+"""Where in a range of real numbers a value is tried."""
+
 Value = bool | int | float | str | None
 
 
@@ -64,14 +67,22 @@ class FloatParameter(ParameterSettings):
     def draw(self, trial: optuna.Trial, key: str) -> Any:
         return trial.suggest_float(key, self.low, self.high, log=self.log, step=self.step)
 
-    def extremes(self) -> list[Any]:
-        return [self.low, self.high]
+    def examples(self) -> list[Any]:
+        """Values by which it is seen whether a key takes this parameter: both ends, and one between them that no key
+        for whole numbers takes."""
+        if self.low == self.high:
+            return [self.low]
+        if self.step is not None:
+            return [self.low, self.high, self.low + self.step]
+        if self.log:
+            return [self.low, self.high, self.low * (self.high / self.low) ** _INNER]
+        return [self.low, self.high, self.low + (self.high - self.low) * _INNER]
 
     def representatives(self) -> Sequence[Any]:
         """Values that stand for all others in combination with other parameters: what lies between shapes nothing."""
-        return self.extremes()
+        return [self.low, self.high]
 
-    def values(self) -> list[Any] | None:
+    def values(self) -> Sequence[Any] | None:
         """Every value it can take; None where there are infinitely many."""
         if self.step is None:
             return [self.low] if self.low == self.high else None
@@ -98,14 +109,14 @@ class IntParameter(ParameterSettings):
     def draw(self, trial: optuna.Trial, key: str) -> Any:
         return trial.suggest_int(key, self.low, self.high, log=self.log, step=self.step)
 
-    def extremes(self) -> list[Any]:
+    def examples(self) -> list[Any]:
         return [self.low, self.high]
 
     def representatives(self) -> Sequence[Any]:
         return range(self.low, self.high + 1, self.step)
 
-    def values(self) -> list[Any]:
-        return list(self.representatives())
+    def values(self) -> Sequence[Any]:
+        return self.representatives()
 
 
 class CategoricalParameter(ParameterSettings):
@@ -117,7 +128,7 @@ class CategoricalParameter(ParameterSettings):
     def draw(self, trial: optuna.Trial, key: str) -> Any:
         return trial.suggest_categorical(key, self.choices)
 
-    def extremes(self) -> list[Any]:
+    def examples(self) -> list[Any]:
         return list(self.choices)
 
     def representatives(self) -> Sequence[Any]:
@@ -176,7 +187,7 @@ class SearchSpace(Settings):
         """Whether a parameter takes part in a configuration, given the ones before it."""
         return all(parent in drawn and drawn[parent] in wanted for parent, wanted in parameter.when.items())
 
-    def grid(self) -> dict[str, list[Any]]:
+    def grid(self) -> dict[str, Sequence[Any]]:
         """Every parameter's values.
 
         Raises:
@@ -222,7 +233,9 @@ def read_space(path: Path, base: TrainSettings) -> SearchSpace:
     for key, parameter in space.parameters.items():
         if not key.startswith(("model.", "training.")):
             raise UserError(f"{path}: {key}: only keys of model and training can be searched")
-        for value in parameter.extremes():
+        if key == "training.epochs":
+            raise UserError(f"{path}: {key} cannot be searched: what stops trials early counts on their length")
+        for value in parameter.examples():
             for surroundings in _surroundings(space, key):
                 _check_alone(space, base, key, surroundings | {key: value}, where=f"{path}: ")
     check_combinations(space, lambda parameters: configured(base, parameters), where=f"{path}: ")
@@ -249,7 +262,7 @@ def _surroundings(space: SearchSpace, key: str) -> list[dict[str, Any]]:
     fixed = {parent: wanted[0] for parent, wanted in when.items() if parent != "model.name"}
     if key == "model.name" or "model.name" not in space.parameters or not key.startswith("model."):
         return [fixed]
-    names = when.get("model.name") or space.parameters["model.name"].extremes()
+    names = when.get("model.name") or space.parameters["model.name"].examples()
     return [{"model.name": name} | fixed for name in names]
 
 

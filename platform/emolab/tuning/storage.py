@@ -20,10 +20,11 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from emolab.databases import message_of, sqlite_file
 from emolab.names import UserError
-from emolab.tuning.study_file import check_study_file, damaged, study_file
+from emolab.tuning.study_file import check_study_file, damaged
 from emolab.tuning.study_tables import StoredTrial, bring, storable, stored
 
 
@@ -49,7 +50,7 @@ class WriteBehindStorage(InMemoryStorage):
         self._error: Exception | None = None
         self._seen_as_pruned: frozenset[int] = frozenset()
         self._written: dict[int, StoredTrial] = {}
-        file = study_file(url)
+        file = sqlite_file(url)
         if file is not None:
             check_study_file(file)
         try:
@@ -70,11 +71,11 @@ class WriteBehindStorage(InMemoryStorage):
         except UserError:
             raise
         except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError, ImportError) as error:
-            raise UserError(f"the study's database {url} cannot be opened: {_line(error)}") from None
+            raise UserError(f"the study's database {url} cannot be opened: {message_of(error)}") from None
         except (ValueError, KeyError) as error:  # what is stored as JSON is none any more
             if file is None:
                 raise
-            raise UserError(damaged(file, _line(error))) from None
+            raise UserError(damaged(file, message_of(error))) from None
 
     def _adopt(self, trial: FrozenTrial) -> None:
         super().create_new_trial(self._local, storable(trial))
@@ -207,7 +208,7 @@ class WriteBehindStorage(InMemoryStorage):
 
     def _complain(self) -> None:
         if self._error is not None:
-            raise UserError(f"the study's database {self.url} cannot be written: {_line(self._error)}")
+            raise UserError(f"the study's database {self.url} cannot be written: {message_of(self._error)}")
 
 
 def _open_study(database: RDBStorage, name: str, directions: Sequence[StudyDirection]) -> int:
@@ -221,9 +222,3 @@ def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
     shown = copy.copy(trial)
     shown.state = TrialState.PRUNED
     return shown
-
-
-def _line(error: BaseException) -> str:
-    """What the database itself says, without the statement that it was asked to carry out."""
-    said = next((each.orig for each in (error, error.__cause__) if isinstance(each, DBAPIError) and each.orig), error)
-    return " ".join(str(said).split())[:200]

@@ -13,6 +13,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from emolab.databases import sqlite_url
 from emolab.tuning.claims import claim, draw_with
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
@@ -63,7 +64,7 @@ class Study:
         """
         if isinstance(database, Path):
             database.parent.mkdir(parents=True, exist_ok=True)
-            database = f"sqlite:///{database.resolve()}"
+            database = sqlite_url(database)
         self.name, self.objectives, self._space = name, tuple(objectives), space
         self.url = database
         directions = [optuna.study.StudyDirection.MAXIMIZE] * len(objectives)
@@ -118,9 +119,18 @@ class Study:
         self._storage.flush()
         return len(interrupted)
 
-    def enqueue(self, parameters: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
-        """Have a configuration tried; one with the same labels that waits, runs or has ended is not queued again."""
-        known = [t.user_attrs for t in self.history() if t.user_attrs.get(REASON) != INTERRUPTED]
+    def enqueue(self, parameters: Mapping[str, Any], labels: Mapping[str, Any], *, again: bool = False) -> None:
+        """Have a configuration tried; one with the same labels that waits, runs or has ended is not queued again.
+
+        Args:
+            again: one that failed or was stopped is.
+        """
+        ended_badly = (TrialState.FAIL, TrialState.PRUNED) if again else ()
+        known = [
+            t.user_attrs
+            for t in self.history()
+            if t.user_attrs.get(REASON) != INTERRUPTED and t.state not in ended_badly
+        ]
         if not any(all(attributes.get(key) == value for key, value in labels.items()) for attributes in known):
             self._study.enqueue_trial(dict(parameters), user_attrs=dict(labels))
 

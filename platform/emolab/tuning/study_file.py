@@ -6,22 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from emolab.names import UserError
 from emolab.tracking.beginning import RECORD
-
-
-def study_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for another database."""
-    try:
-        address = make_url(url)
-    except ArgumentError:
-        return None
-    if address.get_backend_name() != "sqlite" or not address.database:
-        return None
-    return Path(address.database)
 
 
 def check_study_file(path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Addresses of databases, and what databases say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+
+def sqlite_url(file: Path) -> str:
+    """The address of a file, whatever its path is: a plain `?` or `%` in an address means something else."""
+    return URL.create("sqlite", database=str(file.resolve())).render_as_string(hide_password=False)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for another database."""
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        return None
+    if address.get_backend_name() != "sqlite" or not address.database:
+        return None
+    return Path(address.database)
+
+
+def message_of(error: BaseException) -> str:
+    """What the database itself says, without the statement that it was asked to carry out."""
+    said = next((each.orig for each in (error, error.__cause__) if isinstance(each, DBAPIError) and each.orig), error)
+    return " ".join(str(said).split())[:200]
