@@ -216,7 +216,7 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
     """
     if not enabled:
         return NoTracker()
-    configured = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    configured = tracker_address(uri)
     if configured and configured.startswith("sqlite:"):
         return MLflowTracker(configured, experiment)
     if configured:
@@ -226,6 +226,31 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
     output.mkdir(parents=True, exist_ok=True)
     database = output.resolve() / "mlflow.db"
     return MLflowTracker(f"sqlite:///{database}", experiment, artifacts=output / "mlflow-artifacts")
+
+
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+"""What addresses of trackers begin with, before the driver that a database's may name. MLflow's folders of files are
+not among them: it makes no new ones."""
+
+
+def tracker_address(uri: str | None) -> str | None:
+    """The configured address of a tracker, else MLFLOW_TRACKING_URI; None: the embedded one is meant.
+
+    Raises:
+        UserError: it cannot be one of a tracker. Nobody is asked whether there is one.
+    """
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    configured = uri or variable
+    if not configured or configured == "databricks" or configured.startswith("databricks://"):
+        return configured or None
+    scheme, _, rest = configured.partition(":")
+    if scheme.partition("+")[0] not in _SCHEMES or not rest.strip("/"):
+        key = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
+        raise UserError(
+            f"{key}={configured} is no address of a tracker: use http://host:port, sqlite:///folder/mlflow.db or a "
+            "database such as postgresql://user@host/name; null: a file in the output folder"
+        )
+    return configured
 
 
 def existing_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> MLflowTracker:
