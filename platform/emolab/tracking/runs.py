@@ -20,6 +20,7 @@ from emolab.commands import tool_command
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
+from emolab.tracking.reasons import reason_of
 from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal
 from emolab.tracking.sqlite_store import make_store
 from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tracker
@@ -101,7 +102,7 @@ class MLflowTracker(Tracker):
             location = artifacts.resolve().as_uri() if artifacts is not None else None
             self._experiment = experiment_id(self._client, experiment, location)
         except (MlflowException, SQLAlchemyError) as error:
-            raise UserError(f"the tracker {uri} cannot be used: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"the tracker {uri} cannot be used: {reason_of(error)}") from None
 
     @property
     def client(self) -> MlflowClient:
@@ -233,8 +234,11 @@ _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 not among them: it makes no new ones."""
 
 
-def tracker_address(uri: str | None) -> str | None:
+def tracker_address(uri: str | None, *, key: str = "tracking.uri") -> str | None:
     """The configured address of a tracker, else MLFLOW_TRACKING_URI; None: the embedded one is meant.
+
+    Args:
+        key: that the address was given as, for the refusal.
 
     Raises:
         UserError: it cannot be one of a tracker. Nobody is asked whether there is one.
@@ -245,10 +249,10 @@ def tracker_address(uri: str | None) -> str | None:
         return configured or None
     scheme, _, rest = configured.partition(":")
     if scheme.partition("+")[0] not in _SCHEMES or not rest.strip("/"):
-        key = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
+        named = f"{key if uri else 'MLFLOW_TRACKING_URI'}={configured}"
         raise UserError(
-            f"{key}={configured} is no address of a tracker: use http://host:port, sqlite:///folder/mlflow.db or a "
-            "database such as postgresql://user@host/name; null: a file in the output folder"
+            f"{named} is no address of a tracker: use http://host:port, sqlite:///folder/mlflow.db or a database such "
+            "as postgresql://user@host/name; null: a file in the output folder"
         )
     return configured
 
