@@ -7,7 +7,6 @@ argument are answered like later on.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +44,9 @@ def deliver_outbox(output: Path, uri: str | None) -> bool:
         UserError: there is no outbox, no address, or the tracker refuses.
     """
     from emolab.tracking.buffered import FOLDER, send_left_behind
+    from emolab.tracking.runs import tracker_address
 
-    address = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    address = tracker_address(uri, key="--uri")
     if not (output / FOLDER).is_dir():
         raise UserError(f"{output} has no outbox: nothing was held back there")
     if not address:

@@ -1,23 +1,29 @@
 """What jobs/train.py tells, and what a tracker that cannot be reached costs it."""
 
 import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from tests.tracking.tracking_server import free_port
 
+from emolab import cluster
 from emolab.cluster import ClusterSettings, connected
 from emolab.doctor import examine
+from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.training import train_and_register
 from emolab.sessions.manifest import read_manifest
+from emolab.training import readiness
 from emolab.training.recipe import TrainSettings
 
 
-def settings_of(data: Path, output: Path, **values: object) -> TrainSettings:
+def settings_of(data: Path, output: Path, /, **values: object) -> TrainSettings:
     return TrainSettings.model_validate(
         {
             "data": str(data),
@@ -41,6 +47,120 @@ def test_a_score_stands_beside_the_same_score_of_the_class_prior_and_the_end_is_
     assert sum(line.startswith("epoch ") for line in first) == 2
     assert not any("finished before" in line for line in first)
     assert any(line.startswith("finished before, after 2 epochs") for line in again)
+
+
+def damaged(data: Path, folder: Path) -> Path:
+    """A copy of a data set with one flipped byte in a training shard."""
+    copy = Path(shutil.copytree(data, folder / "damaged"))
+    shard = next((copy / "train").glob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    return copy
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"name": "my run"}, ("run name 'my run' is not allowed",)),
+        ({"tracking": {"uri": "foo"}}, ("tracking.uri=foo is no address of a tracker", "http://host:port")),
+        ({"tracking": {"uri": "http://"}}, ("tracking.uri=http:// is no address of a tracker",)),
+        ({"checkpoints": "foo"}, ("checkpoints=foo", "s3://bucket/prefix")),
+        ({"register_as": "a/b"}, ("registered model name 'a/b' is not allowed",)),
+        ({"data": "damaged"}, ("is damaged: its SHA-256 differs",)),
+        ({"workers": {"count": 50}}, ("training with 50 workers cannot run here: 50 CPU needed, 2 in the cluster",)),
+        ({"workers": {"count": 2}, "data": "damaged"}, ("is damaged: its SHA-256 differs",)),
+    ],
+)
+def test_what_a_training_cannot_use_is_refused_before_the_plan_is_told_and_anything_is_written(
+    ray_cluster: None,
+    toy_data: Path,
+    tmp_path: Path,
+    one_line: Callable[..., None],
+    values: dict[str, Any],
+    parts: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    if "data" in values:
+        values = values | {"data": str(damaged(toy_data, tmp_path))}
+    with pytest.raises(UserError) as error:
+        train_and_register(
+            settings_of(toy_data, tmp_path / "runs", **values), dry_run=dry_run, report=lambda _: pytest.fail()
+        )
+    one_line(error, *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_address_of_the_environment_is_named_where_it_is_none(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=mlruns is no address of a tracker"):
+        train_and_register(settings_of(toy_data, tmp_path), dry_run=True, report=print)
+
+
+def test_a_worker_that_no_node_can_hold_is_refused(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, toy_data: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 1.0}, {"CPU": 1.0}])
+    monkeypatch.setattr(readiness, "nodes", lambda: [{"CPU": 1.0}, {"CPU": 1.0}])
+    wide = settings_of(toy_data, tmp_path, workers={"count": 1, "cpus": 2.0})
+    with pytest.raises(UserError, match="a worker needs 2 CPU and 0 GPU of one node, and the largest node has 1 CPU"):
+        readiness.check_room(wide.workers)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_finished_run_says_that_it_reads_nothing_and_another_configuration_is_refused(
+    toy_data: Path, tmp_path: Path, dry_run: bool
+) -> None:
+    """With a damaged shard and more workers than there are CPUs: neither is needed any more."""
+    values: dict[str, Any] = {"tracking": {"enabled": False}, "name": "mine", "data": str(tmp_path / "damaged")}
+    shutil.copytree(toy_data, tmp_path / "damaged")
+    train_and_register(settings_of(toy_data, tmp_path, **values), dry_run=False, report=lambda _: None)
+    shutil.rmtree(tmp_path / "damaged")
+    damaged(toy_data, tmp_path)
+    lines: list[str] = []
+    again = settings_of(toy_data, tmp_path, **values, workers={"count": 50})
+    train_and_register(again, dry_run=dry_run, report=lines.append)
+    assert any("nothing is left to train, and the data are not read again" in line for line in lines)
+    other = settings_of(toy_data, tmp_path, **values, training={"epochs": 3})
+    with pytest.raises(UserError, match="mine holds a run with another configuration: choose another name"):
+        train_and_register(other, dry_run=dry_run, report=lambda _: pytest.fail())
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_folder_with_somebody_elses_files_is_left_alone(toy_data: Path, tmp_path: Path, dry_run: bool) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.tex").write_text("mine")
+    settings = settings_of(toy_data, tmp_path, name="occupied", tracking={"enabled": False})
+    with pytest.raises(UserError, match=r"occupied is not empty and holds no run \(thesis.tex\): choose another name"):
+        train_and_register(settings, dry_run=dry_run, report=lambda _: pytest.fail())
+    assert [path.name for path in occupied.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_killed_process_has_left_of_its_beginning_is_no_obstacle(toy_data: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with holding(begun, what="run"):
+        (begun / ".run.key.1.partial").write_text("half")
+    assert {path.name for path in begun.iterdir()} >= {"holder.json"}
+    settings = settings_of(toy_data, tmp_path, name="begun", tracking={"enabled": False})
+    assert train_and_register(settings, dry_run=False, report=lambda _: None) is not None
+
+
+def test_a_training_that_goes_on_says_from_where_once(toy_data: Path, tmp_path: Path) -> None:
+    settings, lines = settings_of(toy_data, tmp_path, tracking={"enabled": False}), list[str]()
+
+    def broken_off(line: str) -> None:
+        if line.startswith("epoch   1/2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_and_register(settings, dry_run=False, report=broken_off)
+    train_and_register(settings, dry_run=False, report=lines.append)
+    assert [line for line in lines if "resuming" in line] == ["resuming after epoch 1 of 2"]
+    assert lines[2].startswith("epoch   2/2")
 
 
 def test_a_dead_tracker_costs_the_registration_but_not_the_training(toy_data: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_nothing_is_promoted_on_missing_evidence_and_the_test_split_is_opened_on
     }  # fmt: skip
     assert all(str(g.sentence).count("--") for g in verdict.gates if g.name in ("macro_f1", "calibration"))
     untested = next(g.sentence for g in verdict.gates if g.name == "macro_f1")
-    assert untested.startswith(f"{version.uri} has not met the test split")  # an address is not capitalised
+    assert untested.startswith(f"{version.uri} has no test evaluation on record: add --evaluate")  # not capitalised
     card = lab.tracker.artifact(verdict.run_id, "model_card.md").decode()
     assert "Measured on" not in card
     assert card.count("Not known:") == 4  # what three gates miss alike is said once
@@ -234,6 +234,24 @@ def test_what_to_do_next_can_be_pasted_as_it_stands(lab: Lab, tmp_path: Path) ->
     promote(settings, dry_run=False, report=lines.append)
     assert lab.tracker.read(version.run_id).tags[OPENINGS] == "1"
     assert not [line for line in lines if line.startswith("next ")]
+
+
+def test_a_command_that_was_refused_is_not_what_to_do_next(lab: Lab, tmp_path: Path) -> None:
+    version, gates = fresh(lab, lab.data, seed=81), gates_file(tmp_path, missing_modalities={"least_area": 0.99})
+    sweep(version.run_id, lab.data, lab.output, lab.tracker)
+    settings, lines = settings_of(lab, version, gates, evaluate=str(lab.data)), list[str]()
+    verdict = promote(settings, dry_run=False, report=lines.append)
+    assert any(line.startswith("test split stays closed: missing_rate_area") for line in lines)
+    told = [line.removeprefix("next    ") for line in lines if line.startswith("next ")]
+    assert not any("promote.py" in line for line in told)
+    area = next(gate for gate in verdict.gates if gate.name == "missing_rate_area")
+    assert f"before the test split is opened: missing_rate_area: {area.sentence}" in told
+    assert f"{area.value:.3f}; at least 0.99 is asked for" in area.sentence
+    untested = next(gate.sentence for gate in verdict.gates if gate.name == "macro_f1")
+    assert untested.startswith(
+        f"{version.uri} has no test evaluation on record, though a sweep has opened the split: the split stays closed "
+        "while it fails anyway: missing_rate_area"
+    )
 
 
 def test_rates_that_the_suite_does_not_have_need_a_suite_of_ones_own(lab: Lab, tmp_path: Path) -> None:

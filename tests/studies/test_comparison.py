@@ -27,6 +27,7 @@ from emolab.corpora.corpus import SessionReference, Split
 from emolab.locks import LOCK
 from emolab.names import UserError
 from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
+from emolab.reports.comparison_text import header_lines
 from emolab.reports.page import Measured
 from emolab.scores import accuracy, class_f1, macro_f1
 from emolab.sessions.loading import load_split
@@ -608,8 +609,14 @@ def test_the_headline_claims_no_more_than_the_seeds_support() -> None:
     sentence = analysis.ranking_sentence()
     assert "0 favour edu_emotionnet and 0 the other model" in sentence
     assert "2 more hold for these very weights (bootstrap) and not for other seeds" in sentence
-    least = min(row.t_test.detectable_difference for row in rows.values() if row.t_test is not None)
-    assert f"with 2 seeds the t-test finds differences from {least:.3f} upwards" in sentence
+    assert "other seeds, 2 in favour of edu_emotionnet and 0 of the other model: with 2 seeds" in sentence
+    least, most = sorted(row.t_test.detectable_difference for row in rows.values() if row.t_test is not None)
+    found = "with 2 seeds the smallest difference that the t-test finds (power 0.8) is"
+    assert f"{found} {least:.3f} to {most:.3f}, depending on the model; for" in sentence
+    assert least > 1.0 and "; for 2 of 2 models that is more than 1, the largest there can be" in sentence
+    close = judged({"edu_emotionnet": [0.6, 0.35], "mult": [0.9, 0.6]}).ranking_sentence()
+    assert 0.0 < float(close.partition(found)[2].rstrip(".")) < 1.0
+    assert "1 more holds" in close and "0 in favour of edu_emotionnet and 1 of the other model" in close
     (single,) = judged({"edu_emotionnet": [0.5], "mult": [0.9]}).differences["macro_f1"]
     assert single.t_test is None and single.verdict == "worse (these weights)"
     assert "with one seed there is no test" in judged({"edu_emotionnet": [0.5], "mult": [0.9]}).ranking_sentence()
@@ -626,6 +633,14 @@ def test_a_verdict_never_contradicts_the_t_test(data: st.DataObject) -> None:
                 assert row.adjusted_t_p is not None and row.adjusted_t_p <= 0.05
                 assert row.t_test is not None
                 assert (row.t_test.difference > 0) == (row.verdict == "reference better")
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "told"), [(0, "0 robustness sweeps."), (1, "1 robustness sweep."), (3, "3 robustness sweeps.")]
+)
+def test_openings_by_sweeps_are_counted_in_words(sweeps: int, told: str) -> None:
+    analysis = judged({"edu_emotionnet": [0.8], "mult": [0.6]}, openings={"models": 9, "sweeps": sweeps})
+    assert any(line.endswith(f"here 2, and for {told}") for line in header_lines(analysis))
 
 
 def test_tables_of_differences_have_room_on_the_page_and_all_columns_in_the_files() -> None:

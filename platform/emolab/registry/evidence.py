@@ -26,6 +26,7 @@ from emolab.robustness.corruptions.observed import group_of
 from emolab.sessions.manifest import Manifest
 from emolab.studies import test_split
 from emolab.studies.session_results import SessionResults, from_parquet
+from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker, RunRecord
 
 
@@ -113,7 +114,7 @@ def fetch(tracker: MLflowTracker, version: ModelVersion, folder: Path) -> Regist
         described = Model.load(fetched)
         inside = described.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
     except (MlflowException, OSError) as error:
-        raise UserError(f"{version.uri} cannot be fetched: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"{version.uri} cannot be fetched: {reason_of(error)}") from None
     except KeyError:
         raise UserError(f"{version.uri} holds no checkpoint: it was not registered by this platform") from None
     weights = (fetched / inside).resolve()
@@ -144,8 +145,8 @@ def gather(tracker: MLflowTracker, registered: RegisteredWeights, rates: Sequenc
     """
     version = registered.version
     training = tracker.read(version.run_id)
-    tested = recorded_test(tracker, registered, training)
     sweeps = sweeps_of(tracker, run_id=version.run_id, weights=registered.digest, dataset=registered.dataset)
+    tested = recorded_test(tracker, registered, training, swept=bool(sweeps))
     curve = curve_of(sweeps, registered.modalities, rates, version.uri)
     losses = single_losses_of(sweeps, registered.modalities, version.uri)
     parts = (*sweeps[:1], curve, losses)  # the newest sweep tells the calibration
@@ -164,11 +165,19 @@ def gather(tracker: MLflowTracker, registered: RegisteredWeights, rates: Sequenc
     )
 
 
-def recorded_test(tracker: MLflowTracker, registered: RegisteredWeights, training: RunRecord) -> Tested | Missing:
+def untested(uri: str, *, swept: bool) -> str:
+    """That a version lacks a result on the test split, and whether a sweep has met that split all the same."""
+    return f"{uri} has no test evaluation on record" + (", though a sweep has opened the split" if swept else "")
+
+
+def recorded_test(
+    tracker: MLflowTracker, registered: RegisteredWeights, training: RunRecord, *, swept: bool
+) -> Tested | Missing:
     """The test result of these weights on the data that they were trained on, if there is one."""
     tags, uri = training.tags, registered.version.uri
     if tags.get(test_split.RECORDED) != "true":
-        return Missing(reason=f"{uri} has not met the test split: add --evaluate DATA, or compare it (jobs/compare.py)")
+        absent = untested(uri, swept=swept)
+        return Missing(reason=f"{absent}: add --evaluate DATA, or compare it (jobs/compare.py)")
     if tags.get(test_split.CHECKPOINT) != registered.digest:
         return Missing(reason=f"the test result in run {training.run_id} belongs to other weights than {uri}")
     if tags.get(test_split.DATASET) != registered.dataset:

@@ -21,6 +21,7 @@ from emolab.names import UserError, checked_name
 from emolab.sessions.manifest import FILE_NAME as DATA_SET
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.beginning import CONFIGURATION
+from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker
 from emolab.training.train import flatten
 
@@ -64,7 +65,7 @@ def find_version(uri: str, tracker: MLflowTracker) -> ModelVersion:
         hint = f" (aliases: {', '.join(known)})" if alias and known else ""
         if alias == "champion" and known:
             hint += ", jobs/promote.py makes a champion"
-        raise UserError(f"the registry has no {uri}{hint}: {' '.join(str(error).split())[:120]}") from None
+        raise UserError(f"the registry has no {uri}{hint}: {reason_of(error)}") from None
     return ModelVersion(name=name, version=str(found.version), run_id=str(found.run_id))
 
 
@@ -182,7 +183,7 @@ def _of_run(run_id: str, tracker: MLflowTracker, cache: Path) -> Path:
         try:
             fetched = Path(tracker.client.download_artifacts(run_id, "model", temporary))
         except (MlflowException, OSError) as error:
-            raise UserError(f"run {run_id} holds no model: {' '.join(str(error).split())[:160]}") from None
+            raise UserError(f"run {run_id} holds no model: {reason_of(error)}") from None
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.copytree(kept_model(fetched).folder, partial)
         partial.replace(folder)

@@ -1,4 +1,5 @@
-"""What brings the evidence that a promotion lacks: commands to paste where the promotion ran."""
+"""What brings the evidence that a promotion lacks: commands to paste where the promotion ran, and what must get better
+first where they would be refused."""
 
 from __future__ import annotations
 
@@ -29,8 +30,14 @@ _NEED_A_SWEEP = (
 )  # fmt: skip
 
 
-def next_steps(settings: PromoteSettings, judged: Judged, tracker: MLflowTracker) -> list[str]:
-    """What to do about gates without evidence, in the order in which it is to be done; empty where none lacks any."""
+def next_steps(
+    settings: PromoteSettings, judged: Judged, tracker: MLflowTracker, *, closed_by: Sequence[str]
+) -> list[str]:
+    """What to do about gates without evidence, in the order in which it is to be done; empty where none lacks any.
+
+    Args:
+        closed_by: what fails whatever the test split would bring, and so keeps it closed.
+    """
     lacking = {gate.name for gate in judged.verdict.gates if gate.outcome == "missing evidence"}
     steps: list[str] = []
     if not lacking:
@@ -40,8 +47,16 @@ def next_steps(settings: PromoteSettings, judged: Judged, tracker: MLflowTracker
     if unswept:
         steps.append(_sweep(settings, judged, unswept, data))
     if lacking & set(NEED_THE_TEST) and _untested(judged):
-        steps.append(_test(settings, judged, data))
+        steps += _mend(judged, closed_by) if closed_by else [_test(settings, judged, data)]
     return steps
+
+
+def _mend(judged: Judged, closed_by: Sequence[str]) -> list[str]:
+    """What has to become better before the test split is opened: the sentences of the gates say value and limit."""
+    told = {gate.name: gate.sentence for gate in judged.verdict.gates}
+    return [
+        f"before the test split is opened: {f'{name}: {told[name]}' if name in told else name}" for name in closed_by
+    ]
 
 
 def _unswept(judged: Judged, lacking: set[str]) -> list[Evidence]:

@@ -20,7 +20,7 @@ from emolab.configuration import Settings, to_yaml
 from emolab.names import UserError, checked_name
 from emolab.registry.aliases import Move, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
-from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather
+from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather, untested
 from emolab.registry.gates import SHIPPED, Gates, load_gates
 from emolab.registry.judged import Judged
 from emolab.registry.judgement import NEED_THE_TEST, ROLLED_BACK, judge
@@ -33,6 +33,7 @@ from emolab.sessions.manifest import read_manifest
 from emolab.studies.test_split import openings
 from emolab.tracking.beginning import CONFIGURATION
 from emolab.tracking.provenance import code_version
+from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker, existing_tracker
 from emolab.tracking.tracker import NoTracker, Run
 from emolab.training.recipe import TrackingSettings
@@ -122,7 +123,7 @@ def _registry_errors() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise UserError(f"the registry failed: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"the registry failed: {reason_of(error)}") from None
 
 
 @contextmanager
@@ -212,9 +213,9 @@ def _kept_from_the_test(evidence: Evidence, closed: Mapping[str, Sequence[str]])
     """The same with the reason why --evaluate opened nothing, instead of the advice to give --evaluate."""
     if isinstance(evidence.tested, Tested):
         return evidence
-    uri = evidence.version.uri
+    absent = untested(evidence.version.uri, swept=bool(evidence.sweeps))
     why, names = next(iter(closed.items()))
-    reason = f"{uri} has not met the test split, which stays closed while it {why}: {', '.join(names)}"
+    reason = f"{absent}: the split stays closed while it {why}: {', '.join(names)}"
     return replace(evidence, tested=Missing(reason=reason))
 
 
@@ -280,7 +281,9 @@ def _tag(tracker: MLflowTracker, name: str, version: str, tag: str) -> str:
 def _conclude(
     settings: PromoteSettings, judged: Judged, tracker: MLflowTracker, report: Callable[[str], None], *, dry_run: bool
 ) -> None:
-    verdict, steps = judged.verdict, next_steps(settings, judged, tracker)
+    verdict = judged.verdict
+    closed_by = _why_closed(judged.gates, verdict.gates).get("fails anyway", [])
+    steps = next_steps(settings, judged, tracker, closed_by=closed_by)
     if dry_run:
         for step in steps:
             report(f"next    {step}")

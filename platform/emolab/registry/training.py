@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from emolab.cluster import connected
+from emolab.registry.destinations import check_destinations
 from emolab.registry.lookup import ModelVersion
 from emolab.registry.versions import register
-from emolab.sessions.manifest import read_manifest
+from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
 from emolab.training.metrics import EpochReport
+from emolab.training.readiness import check_data, check_room
 from emolab.training.recipe import TrainSettings
-from emolab.training.train import TrainedModel, train
+from emolab.training.train import TrainedModel, finished_before, run_folder, train
 
 
 def train_and_register(settings: TrainSettings, *, dry_run: bool, report: Callable[[str], None]) -> TrainedModel | None:
     """Train the configured model; with ``register_as`` it becomes a version with the alias challenger.
 
+    Everything that can be known before is checked before; a run that is finished needs neither data nor workers.
+
     Raises:
         UserError: as ``train`` and ``register``.
     """
     manifest = read_manifest(Path(settings.data))
-    report(
-        f"{settings.run_name(manifest.digest)}: {settings.model.name} on {settings.data} "
-        f"({manifest.splits['train'].sessions} sessions), at most {settings.training.epochs} epochs, "
-        f"{settings.workers.count} worker(s)"
-    )
-    if dry_run:
-        return None
+    check_destinations(settings)
+    finished = finished_before(run_folder(settings, manifest))
+    with connected() if settings.workers.count > 1 and not finished else nullcontext():
+        if not finished:
+            _check_work(settings, manifest)
+        report(
+            f"{settings.run_name(manifest.digest)}: {settings.model.name} on {settings.data} "
+            f"({manifest.splits['train'].sessions} sessions), at most {settings.training.epochs} epochs, "
+            f"{settings.workers.count} worker(s)"
+        )
+        if dry_run:
+            if finished:
+                report(_FINISHED)
+            return None
+        return _train_and_register(settings, manifest, report)
+
+
+_FINISHED = "finished before: nothing is left to train, and the data are not read again"
+
+
+def _check_work(settings: TrainSettings, manifest: Manifest) -> None:
+    if settings.workers.count > 1:
+        check_room(settings.workers)
+    check_data(settings, manifest)
+
+
+def _train_and_register(settings: TrainSettings, manifest: Manifest, report: Callable[[str], None]) -> TrainedModel:
     tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
-    trained = train(settings, tracker=tracker, report=lambda epoch: report(progress_line(epoch, settings)))
+    trained = train(
+        settings,
+        tracker=tracker,
+        report=lambda epoch: report(progress_line(epoch, settings)),
+        resuming=lambda epoch: report(f"resuming after epoch {epoch} of {settings.training.epochs}"),
+    )
     if trained.resumed_finished:
-        report(f"finished before, after {trained.progress.epoch} epochs: nothing was left to train")
+        report(f"finished before, after {trained.progress.epoch} epochs: {_FINISHED.partition(': ')[2]}")
     if trained.best_macro_f1 is not None:
         prior = manifest.class_prior_macro_f1
         report(f"best validation macro-F1 {trained.best_macro_f1:.4f} (class prior {prior:.4f})")

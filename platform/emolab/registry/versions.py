@@ -19,6 +19,7 @@ from edu_emotionnet.conventions import MODALITIES
 from emolab import checkpoint
 from emolab.names import UserError, checked_name
 from emolab.registry.lookup import ModelVersion
+from emolab.tracking.reasons import reason_of
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -44,7 +45,7 @@ def register(folder: Path, name: str, *, run_id: str, tracking_uri: str, alias: 
         client.set_model_version_tag(name, version, "emolab.model", saved.state["model"]["name"])
         client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
-        raise UserError(f"the registry refused {name}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"the registry refused {name}: {reason_of(error)}") from None
     return ModelVersion(name=name, version=version, run_id=run_id)
 
 

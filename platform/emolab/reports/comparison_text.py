@@ -22,7 +22,7 @@ def header_lines(analysis: Analysis) -> list[str]:
         *_caveats(manifest),
         f"The test split was opened once per model and seed, after all of them were trained: {opened[0]} to "
         f"{opened[-1]}. This tracker has seen it opened for {comparison.openings['models']} models in all, here "
-        f"{len(opened)}, and for {comparison.openings['sweeps']} robustness sweeps.",
+        f"{len(opened)}, and for {_sweeps(comparison.openings['sweeps'])}.",
     ]
     if hungry := still_improving(comparison):
         lines.append(f"{hungry} of {len(opened)} models had their best epoch last: more epochs might change the order.")
@@ -42,6 +42,10 @@ def header_lines(analysis: Analysis) -> list[str]:
         f"Command: {tags.get('emolab.command', 'unknown')}"
     )
     return lines
+
+
+def _sweeps(count: int) -> str:
+    return "1 robustness sweep" if count == 1 else f"{count} robustness sweeps"
 
 
 def still_improving(comparison: Comparison) -> int:

@@ -7,7 +7,7 @@ run with W workers sees the batches of a run with one: each worker takes every W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,13 +159,16 @@ def load_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
     Raises:
         UserError: a shard is missing, damaged, or holds something a model cannot be trained on.
     """
-    blocks = []
+    return SessionStore([*split_blocks(folder, manifest, split)])
+
+
+def split_blocks(folder: Path, manifest: Manifest, split: Split) -> Iterator[Block]:
+    """The shards of a split one by one, as ``load_split`` reads them."""
     for shard in manifest.split_shards(split):
         try:
-            blocks.append(Block.from_table(read_shard(folder, shard)))
+            yield Block.from_table(read_shard(folder, shard))
         except UserError as error:
             raise UserError(str(error) if shard.path in str(error) else f"shard {shard.path}: {error}") from None
-    return SessionStore(blocks)
 
 
 def load_selection_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:

@@ -20,6 +20,8 @@ OPPONENT = "hybrid_fusion"
 """The baseline of Fig. 4."""
 FEWEST_SPEAKERS = 5
 """Resampling fewer says next to nothing."""
+LARGEST = 1.0
+"""Difference that two scores can have."""
 METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
 
 
@@ -103,17 +105,15 @@ class Analysis:
 
     def _reservation(self, verdicts: Sequence[str]) -> str:
         """What differences between these very weights do not show of their models, and what the seeds could show."""
-        unsettled = sum(verdict.endswith("(these weights)") for verdict in verdicts)
+        for_it, against_it = verdicts.count("better (these weights)"), verdicts.count("worse (these weights)")
+        unsettled = for_it + against_it
         if not unsettled:
             return ""
         tests = [difference.t_test for difference in self.differences["macro_f1"] if difference.t_test is not None]
-        able = "with one seed there is no test"
-        if tests:
-            seeds, least = min(test.seeds for test in tests), min(test.detectable_difference for test in tests)
-            able = f"with {seeds} seeds the t-test finds differences from {least:.3f} upwards (power 0.8)"
         return (
             f" {unsettled} more hold{'s' * (unsettled == 1)} for these very weights (bootstrap) and not for other "
-            f"seeds: {able}."
+            f"seeds, {for_it} in favour of {self.comparison.reference} and {against_it} of the other model: "
+            f"{_ability(tests)}."
         )
 
     def trained_late(self) -> int:
@@ -122,6 +122,21 @@ class Analysis:
         first = min(datetime.fromisoformat(cell.opened).timestamp() for cell in cells)
         # Openings are recorded to the second, cut off.
         return sum(cell.ended is not None and cell.ended > first + 1.0 for cell in cells)
+
+
+def _ability(tests: Sequence[PairedTTest]) -> str:
+    """How large a difference must be for the t-tests over seeds to find it; each model has its own deviation."""
+    if not tests:
+        return "with one seed there is no test"
+    seeds, found = min(test.seeds for test in tests), [test.detectable_difference for test in tests]
+    least, most = f"{min(found):.3f}", f"{max(found):.3f}"
+    span = f"{least} to {most}, depending on the model" if most != least else least
+    beyond = sum(size > LARGEST for size in found)
+    never = f"; for {beyond} of {len(found)} models that is more than {LARGEST:g}, the largest there can be"
+    return (
+        f"with {seeds} seeds the smallest difference that the t-test finds (power 0.8) is {span}"
+        f"{never if beyond else ''}"
+    )
 
 
 def analyse(comparison: Comparison, *, resamples: int = bootstrap.RESAMPLES) -> Analysis:

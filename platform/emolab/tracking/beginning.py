@@ -51,17 +51,26 @@ def folder_run(
     Raises:
         UserError: the folder belongs to something else, or its record is damaged.
     """
-    known = read_record(folder)
-    if known is not None:
-        if known["identity"] != identity:
-            raise UserError(f"{folder} holds {holds}: choose another name")
-        if known["tracker"] == redact(tracker.uri):
-            with suppress(MissingRunError):
-                return tracker.resume(known["run_id"], parent=parent)
+    known = own_record(folder, identity, holds=holds)
+    if known is not None and known["tracker"] == redact(tracker.uri):
+        with suppress(MissingRunError):
+            return tracker.resume(known["run_id"], parent=parent)
     run = begin_once(tracker, folder, identity, parent=parent, tags=tags)
     describe(run)
     write_record(folder, {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)})
     return run
+
+
+def own_record(folder: Path, identity: Mapping[str, Any], *, holds: str) -> dict[str, Any] | None:
+    """What a folder says of the run that is to go on in it; None where it has none yet.
+
+    Raises:
+        UserError: the folder belongs to something else, or its record is damaged.
+    """
+    known = read_record(folder)
+    if known is not None and known["identity"] != identity:
+        raise UserError(f"{folder} holds {holds}: choose another name")
+    return known
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -23,8 +23,9 @@ from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.delivery import Delivery
 from emolab.tracking.outbox import LOCAL, Outbox, addressees, adopted, new_local_id, now_milliseconds
+from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker, RunRecord
-from emolab.tracking.sending import PARENT_TAG, Sender, is_refusal, reason_of
+from emolab.tracking.sending import PARENT_TAG, Sender, is_refusal
 from emolab.tracking.tracker import Run, Status
 
 Answer = TypeVar("Answer")
@@ -222,10 +223,15 @@ class Delivered:
     trouble: str
 
     def describe(self) -> str:
-        """The outcome in words."""
+        """The outcome in words, and what is to be done about what waits."""
         lines = [f"{self.sent} records sent, {self.waiting} wait" + (f": {self.trouble}" if self.trouble else "")]
         lines += [f"refused: {line}" for line in self.refused]
-        return "\n".join(lines + [f"there are records for another tracker, {address}" for address in self.others])
+        if self.waiting and self.trouble in ("HTTP 401", "HTTP 403"):
+            lines.append("next    set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then run this again")
+        elif self.waiting:
+            lines.append("next    run this again when the tracker answers; until then nothing that waits is lost")
+        others = [f"there are records for another tracker, {it}: send them with --uri {it}" for it in self.others]
+        return "\n".join(lines + others)
 
 
 def send_left_behind(output: Path, uri: str) -> Delivered:

@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from emolab.tracking.outbox import Outbox, adopted
-from emolab.tracking.sending import Sender, is_refusal, reason_of
+from emolab.tracking.reasons import reason_of
+from emolab.tracking.sending import Sender, is_refusal
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts, doubling
 

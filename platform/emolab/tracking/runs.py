@@ -21,6 +21,7 @@ from emolab.databases import sqlite_url
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
+from emolab.tracking.reasons import reason_of
 from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal
 from emolab.tracking.sqlite_store import make_store
 from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tracker
@@ -102,7 +103,7 @@ class MLflowTracker(Tracker):
             location = artifacts.resolve().as_uri() if artifacts is not None else None
             self._experiment = experiment_id(self._client, experiment, location)
         except (MlflowException, SQLAlchemyError) as error:
-            raise UserError(f"the tracker {uri} cannot be used: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"the tracker {uri} cannot be used: {reason_of(error)}") from None
 
     @property
     def client(self) -> MlflowClient:
@@ -217,7 +218,7 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
     """
     if not enabled:
         return NoTracker()
-    configured = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    configured = tracker_address(uri)
     if configured and configured.startswith("sqlite:"):
         return MLflowTracker(configured, experiment)
     if configured:
@@ -226,6 +227,34 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
         return BufferedTracker(configured, experiment, output=output)
     output.mkdir(parents=True, exist_ok=True)
     return MLflowTracker(sqlite_url(output / "mlflow.db"), experiment, artifacts=output / "mlflow-artifacts")
+
+
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+"""What addresses of trackers begin with, before the driver that a database's may name. MLflow's folders of files are
+not among them: it makes no new ones."""
+
+
+def tracker_address(uri: str | None, *, key: str = "tracking.uri") -> str | None:
+    """The configured address of a tracker, else MLFLOW_TRACKING_URI; None: the embedded one is meant.
+
+    Args:
+        key: that the address was given as, for the refusal.
+
+    Raises:
+        UserError: it cannot be one of a tracker. Nobody is asked whether there is one.
+    """
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    configured = uri or variable
+    if not configured or configured == "databricks" or configured.startswith("databricks://"):
+        return configured or None
+    scheme, _, rest = configured.partition(":")
+    if scheme.partition("+")[0] not in _SCHEMES or not rest.strip("/"):
+        named = f"{key if uri else 'MLFLOW_TRACKING_URI'}={configured}"
+        raise UserError(
+            f"{named} is no address of a tracker: use http://host:port, sqlite:///folder/mlflow.db or a database such "
+            "as postgresql://user@host/name; null: a file in the output folder"
+        )
+    return configured
 
 
 def existing_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> MLflowTracker:

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from emolab.tracking.outbox import LOCAL, Entry, Outbox
+from emolab.tracking.reasons import reason_of
 
 LOCAL_ID_TAG = "emolab.local_id"
 PARENT_TAG = "mlflow.parentRunId"
@@ -198,8 +199,3 @@ def is_refusal(error: MlflowException) -> bool:
     """Whether the tracker understood and said no, rather than failed."""
     status = error.get_http_status_code()
     return 400 <= status < 500 and status not in _MENDABLE
-
-
-def reason_of(error: BaseException) -> str:
-    """An error as one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

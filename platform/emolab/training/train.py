@@ -13,12 +13,12 @@ from emolab import checkpoint
 from emolab.checkpoint import Checkpoint, Checkpoints
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import to_yaml
-from emolab.locks import holding
+from emolab.locks import HOLDER, LOCK, holding
 from emolab.names import UserError, contained
 from emolab.redaction import redacted
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.tracking.beginning import CONFIGURATION, folder_run, read_record, write_record
+from emolab.tracking.beginning import CONFIGURATION, KEY_FILE, folder_run, own_record, read_record, write_record
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
@@ -27,6 +27,9 @@ from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings, check_selection
 
+_ANOTHER_RUN = "a run with another configuration"
+_OWN = {LOCK, HOLDER, CONFIGURATION, "checkpoints", "model", "ray", "curves.svg"}
+"""What lies in a run's folder beside its record and its key, which may have been taken away."""
 TOLD = "told"
 """Key of a run's record that is true once the tracker has all of a finished run."""
 
@@ -55,6 +58,7 @@ def train(
     parent: str | None = None,
     tags: dict[str, str] | None = None,
     report: Callable[[EpochReport], None] = lambda _: None,
+    resuming: Callable[[int], None] | None = None,
     cluster: ClusterSettings | None = None,
     patience: float = 0.0,
 ) -> TrainedModel:
@@ -62,10 +66,11 @@ def train(
 
     Args:
         report: told of every epoch, in this process, whoever trains.
+        resuming: told of the epoch after which a training that was broken off goes on.
         patience: seconds to wait where another process, which is expected to end, trains this run.
 
     Raises:
-        UserError: unusable data, configuration or cluster; another process trains this run.
+        UserError: unusable data, configuration or cluster; another process trains this run; its folder is another's.
         NonFiniteLossError: the loss became NaN; the run is marked FAILED with epoch and step.
     """
     manifest = read_manifest(Path(settings.data))
@@ -75,32 +80,56 @@ def train(
         from emolab.tracking.runs import open_tracker  # a second of MLflow that workers and trials never need
 
         tracker = open_tracker(**settings.tracking.model_dump(), output=output)
-    folder = contained(output, settings.run_name(manifest.digest), what="run name")
+    folder = run_folder(settings, manifest)
     with holding(folder, what="run", patience=patience):
+        checkpoints = run_checkpoints(settings.checkpoints, folder, settings.key(manifest.digest))
+        run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags or {})
+        finished = _finished(folder, checkpoints)
+        if finished is not None:
+            return TrainedModel(
+                folder=folder, run_id=run.run_id, manifest=manifest, progress=finished, resumed_finished=True
+            )
         return _train(
-            settings, manifest, folder, tracker, parent=parent, tags=tags or {}, report=report, cluster=cluster
+            settings, manifest, folder, checkpoints, run, tracker, report=report, resuming=resuming, cluster=cluster
         )
+
+
+def run_folder(settings: TrainSettings, manifest: Manifest) -> Path:
+    """The folder of the run that the settings name, there already or not.
+
+    Raises:
+        UserError: the name is none, or the folder holds something else.
+    """
+    folder = contained(Path(settings.output), settings.run_name(manifest.digest), what="run name")
+    known = own_record(folder, _identity(settings, manifest), holds=_ANOTHER_RUN)
+    if known is not None or (folder / KEY_FILE).exists() or not folder.exists():
+        return folder
+    strangers = sorted({entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - _OWN)
+    if strangers:
+        raise UserError(f"{folder} is not empty and holds no run ({strangers[0][:60]}): choose another name")
+    return folder
+
+
+def finished_before(folder: Path) -> bool:
+    """Whether the run of a folder has its kept weights, and its tracker everything about it."""
+    return (folder / "model" / checkpoint.MANIFEST).exists() and bool((read_record(folder) or {}).get(TOLD))
 
 
 def _train(
     settings: TrainSettings,
     manifest: Manifest,
     folder: Path,
+    checkpoints: Checkpoints,
+    run: Run,
     tracker: Tracker,
     *,
-    parent: str | None,
-    tags: dict[str, str],
     report: Callable[[EpochReport], None],
+    resuming: Callable[[int], None] | None,
     cluster: ClusterSettings | None,
 ) -> TrainedModel:
-    checkpoints = run_checkpoints(settings.checkpoints, folder, settings.key(manifest.digest))
-    run = _claim(folder, settings, manifest, tracker, parent=parent, tags=tags)
-    finished = _finished(folder, checkpoints)
-    if finished is not None:
-        return TrainedModel(
-            folder=folder, run_id=run.run_id, manifest=manifest, progress=finished, resumed_finished=True
-        )
     try:
+        if resuming is not None and (newest := checkpoints.newest()) is not None:
+            resuming(Progress.from_state(newest.state).epoch)
         if settings.workers.count > 1:
             from emolab.training.distributed import fit_distributed
 
@@ -191,17 +220,21 @@ def _claim(
     return folder_run(
         tracker,
         folder,
-        settings.identity() | {"dataset": manifest.digest},
-        holds="a run with another configuration",
+        _identity(settings, manifest),
+        holds=_ANOTHER_RUN,
         describe=describe,
         parent=parent,
         tags=code_version() | {"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
     )
 
 
+def _identity(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
+    return settings.identity() | {"dataset": manifest.digest}
+
+
 def _finished(folder: Path, checkpoints: Checkpoints) -> Progress | None:
     """How a run ended whose kept weights are there and undamaged; None where there is work left."""
-    if not (folder / "model" / checkpoint.MANIFEST).exists() or not (read_record(folder) or {}).get(TOLD):
+    if not finished_before(folder):
         return None
     progress = _newest(folder, checkpoints).progress
     checkpoint.load(folder / "model")
