@@ -137,6 +137,8 @@ def test_tuning_again_finds_everything_done(
         ("prepare", ["options.sesions=3"], ["options.sesions", "did you mean 'sessions'"]),
         ("prepare", ["options.sessions=-3"], ["sessions"]),
         ("tune", ["--preset", "smok"], ["smok", "did you mean 'smoke'"]),
+        ("tune", ["--preset", "smoke", "--register-as", "a/b"], ["registered model name 'a/b' is not allowed"]),
+        ("tune", ["--preset", "smoke", "--checkpoints", "foo"], ["checkpoints=foo", "s3://"]),
         ("compare", ["models=[mult,mulltt]"], ["mulltt", "did you mean 'mult'"]),
     ],
 )

@@ -18,6 +18,7 @@ from ray.exceptions import OutOfMemoryError
 from tests.conftest import REPOSITORY
 
 from emolab.names import UserError, checked_name
+from emolab.tracking.beginning import write_record
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
 from emolab.tuning import packed, processes
@@ -304,6 +305,16 @@ def test_two_processes_do_not_overspend_an_epoch_budget(ray_cluster: None, toy_d
     result = search(settings, NoTracker())
     assert sum(record.epochs for record in result.records) == 20
     assert sum(record.state == "COMPLETE" for record in result.records) == 3
+
+
+@pytest.mark.ray
+def test_a_folder_that_holds_another_run_gets_no_study(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "search"
+    folder.mkdir(parents=True)
+    write_record(folder, {"identity": {"dataset": "another", "model.name": "mult"}, "run_id": "1", "tracker": ""})
+    with pytest.raises(UserError, match="holds a search on other data, or another run: choose another name, or move"):
+        search(tune_settings(toy_data, tmp_path), NoTracker())
+    assert not (folder / "study.db").exists()
 
 
 @pytest.mark.ray

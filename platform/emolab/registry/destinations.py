@@ -3,12 +3,12 @@ it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from emolab.names import UserError, checked_name
+from emolab.names import checked_name
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.tracking.runs import tracker_address
+from emolab.training.readiness import check_writable
 from emolab.training.recipe import TrainSettings
 
 
@@ -27,16 +27,3 @@ def check_destinations(settings: TrainSettings) -> None:
     run_checkpoints(settings.checkpoints, output, "check")
     if settings.register_as is not None:
         checked_name(settings.register_as, what="registered model name")
-
-
-def check_writable(output: Path) -> None:
-    """Refuse an output folder that cannot be made or written to.
-
-    Raises:
-        UserError: naming what is in the way.
-    """
-    place = output.resolve()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--output {output}: {place} is not a folder that can be written to: name another")

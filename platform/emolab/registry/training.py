@@ -50,7 +50,8 @@ _FINISHED = "finished before: nothing is left to train, and the data are not rea
 
 def _check_work(settings: TrainSettings, manifest: Manifest) -> None:
     if settings.workers.count > 1:
-        check_room(settings.workers)
+        fewest = settings.workers.minimum or settings.workers.count
+        check_room(settings.workers, count=fewest, purpose=f"training with {fewest} workers")
     check_data(settings, manifest)
 
 

@@ -10,10 +10,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from emolab import checkpoint
 from emolab.cluster import cluster_gpus, connected, joins_cluster
 from emolab.commands import beside_interpreter, job_command, tool_command
-from emolab.names import contained
+from emolab.registry.destinations import check_destinations
 from emolab.registry.training import UNREACHED, progress_line, register_where_reached
 from emolab.reports.search import search_page, trained_again
 from emolab.reports.search_figures import search_figures
@@ -22,7 +21,7 @@ from emolab.studies.dataset import dataset, will_be_made
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
-from emolab.training.train import TrainedModel, train
+from emolab.training.train import TrainedModel, finished_before, run_folder, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
 from emolab.tuning.search import SearchResult, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
@@ -52,6 +51,7 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
     Raises:
         UserError: anything the user can mend.
     """
+    check_destinations(settings)
     check_search(settings)  # before Ray starts and data are made
     if not will_be_made(settings.data, settings.prepare):
         read_manifest(Path(settings.data))
@@ -74,10 +74,9 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
 def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:
     chosen = result.settings.model_copy(update={"name": winner_name(result.folder.name, result.best.number)})
     best = f"the best configuration (trial {result.best.number})"
-    kept = contained(Path(chosen.output), chosen.name or "", "model", what="run name") / checkpoint.MANIFEST
-    # Weights are kept when their training has ended.
     done = f"{best} was trained before: nothing is left to train"
-    report(done if kept.exists() else f"training {best} with {chosen.workers.count} worker(s)")
+    begins = f"training {best} with {chosen.workers.count} worker(s)"
+    report(done if finished_before(run_folder(chosen, result.manifest)) else begins)
     return train(
         chosen,
         tracker=tracker,

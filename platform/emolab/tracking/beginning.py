@@ -69,7 +69,7 @@ def own_record(folder: Path, identity: Mapping[str, Any], *, holds: str) -> dict
     """
     known = read_record(folder)
     if known is not None and known["identity"] != identity:
-        raise UserError(f"{folder} holds {holds}: choose another name")
+        raise UserError(f"{folder} holds {holds}: choose another name, or move it away")
     return known
 
 

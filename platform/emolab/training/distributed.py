@@ -47,10 +47,7 @@ def fit_distributed(
     """
     plan = settings.workers
     fewest = plan.minimum or plan.count
-    require(
-        {"CPU": fewest * plan.cpus} | ({"GPU": fewest * plan.gpus} if plan.gpus else {}),
-        purpose=f"training with {fewest} workers",
-    )
+    require(plan.resources(fewest), purpose=f"training with {fewest} workers")
     # Ray Train takes one report per poll, and by default polls every two seconds: short epochs would wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     data = Path(settings.data).resolve()
@@ -67,7 +64,7 @@ def fit_distributed(
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.count if fewest == plan.count else (fewest, plan.count),
             use_gpu=bool(plan.gpus),
-            resources_per_worker={"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {}),
+            resources_per_worker=plan.resources(1),
         ),
         run_config=ray.train.RunConfig(
             name=f"{folder.name}-{os.urandom(3).hex()}",  # Ray Train's own records; what resumes is our checkpoint

@@ -1,7 +1,8 @@
-"""What a training needs, checked before it begins: its data, and room for its workers."""
+"""What a training needs, checked before it begins: its data, room for its workers, and a place for what it leaves."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from emolab.names import UserError
 from emolab.sessions.loading import split_blocks
 from emolab.sessions.manifest import Manifest
 from emolab.training.data import TRAINING_SPLITS, load_training_data
-from emolab.training.recipe import TrainSettings, WorkerSettings
+from emolab.training.recipe import TrainSettings, WorkerSettings, check_selection
 
 
 def check_data(settings: TrainSettings, manifest: Manifest) -> None:
@@ -19,8 +20,7 @@ def check_data(settings: TrainSettings, manifest: Manifest) -> None:
     Raises:
         UserError: the data are damaged or inconsistent, or have no validation split where the weights are chosen by it.
     """
-    if not manifest.split_shards("validation") and settings.training.selection == "best":
-        raise UserError(f"{settings.data} has no validation split: set training.selection=last")
+    check_selection(settings.training, manifest, data=settings.data)
     folder = Path(settings.data)
     if settings.workers.count == 1:
         load_training_data(folder)  # stays in this process, which is the one that trains
@@ -29,18 +29,30 @@ def check_data(settings: TrainSettings, manifest: Manifest) -> None:
         deque(split_blocks(folder, manifest, split), maxlen=0)
 
 
-def check_room(workers: WorkerSettings) -> None:
-    """Refuse workers whom the connected cluster can never hold; Ray itself would wait for ever.
+def check_room(workers: WorkerSettings, *, count: int, purpose: str) -> None:
+    """Refuse so many workers where the connected cluster can never hold them; Ray itself would wait for ever.
 
     Raises:
         UserError: naming what falls short.
     """
-    fewest = workers.minimum or workers.count
-    alone = {"CPU": workers.cpus} | ({"GPU": float(workers.gpus)} if workers.gpus else {})
-    require({name: fewest * amount for name, amount in alone.items()}, purpose=f"training with {fewest} workers")
-    if fitting(alone) < fewest:
+    alone = workers.resources(1)
+    require(workers.resources(count), purpose=purpose)
+    if fitting(alone) < count:
         largest = max((node.get("CPU", 0.0) for node in nodes()), default=0.0)
         raise UserError(
-            f"training with {fewest} workers cannot run here: a worker needs {workers.cpus:g} CPU and {workers.gpus} "
-            f"GPU of one node, and the largest node has {largest:g} CPU"
+            f"{purpose} cannot run here: a worker needs {workers.cpus:g} CPU and {workers.gpus} GPU of one node, and "
+            f"the largest node has {largest:g} CPU"
         )
+
+
+def check_writable(output: Path) -> None:
+    """Refuse an output folder that cannot be made or written to.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    place = output.resolve()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--output {output}: {place} is not a folder that can be written to: name another")

@@ -157,6 +157,10 @@ class WorkerSettings(Settings):
     )
     max_failures: int = Field(default=2, ge=0, description="restarts from the newest checkpoint after a worker is lost")
 
+    def resources(self, count: int) -> dict[str, float]:
+        """What so many workers hold, by Ray's names."""
+        return {"CPU": count * self.cpus} | ({"GPU": float(count * self.gpus)} if self.gpus else {})
+
     @model_validator(mode="after")
     def _elastic(self) -> WorkerSettings:
         if self.minimum is not None and self.minimum > self.count:

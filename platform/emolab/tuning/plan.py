@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from emolab.cluster import fitting, free, nodes, require, user_error
+from emolab.cluster import fitting, free, require, user_error
 from emolab.names import LONGEST, UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.fused import FUSABLE
-from emolab.training.recipe import WorkerSettings, fingerprint
+from emolab.training.readiness import check_room, check_writable
+from emolab.training.recipe import fingerprint
 from emolab.tuning.calibration import sample_configurations
 from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_methods, expected_epochs, rungs
@@ -92,7 +92,7 @@ def check_search(settings: TuneSettings) -> SearchSpace:
         UserError: the first thing that does not fit.
     """
     tuning, training = settings.tuning, settings.training
-    _check_output(Path(settings.output))
+    check_writable(Path(settings.output))
     space = read_space(Path(tuning.space), settings.base())
     check_methods(
         tuning.sampler,
@@ -126,11 +126,11 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     if not manifest.splits["validation"].sessions:
         raise UserError(f"{settings.data} has no validation split, which a search selects by")
     _check_workers(settings)
-    needs = _resources(settings.workers, settings.workers.count)
-    room = fitting(_resources(settings.workers, 1)) // settings.workers.count
+    needs = settings.workers.resources(settings.workers.count)
+    room = fitting(settings.workers.resources(1)) // settings.workers.count
     final_workers = tuning.final_workers or max(settings.workers.count, min(4, room * settings.workers.count))
     require(
-        _resources(settings.workers, final_workers),
+        settings.workers.resources(final_workers),
         purpose=f"training the best configuration with {final_workers} workers",
     )
     trials = tuning.trials
@@ -258,21 +258,7 @@ def _check_workers(settings: TuneSettings) -> None:
         raise UserError("robustness as an objective needs trials of one worker: set workers.count=1")
     if several and settings.tuning.constraints.limits():
         raise UserError("constraints need trials of one worker: set workers.count=1")
-    require(_resources(settings.workers, settings.workers.count), purpose="a trial")
-    if fitting(_resources(settings.workers, 1)) < settings.workers.count:
-        largest = max((node.get("CPU", 0.0) for node in nodes()), default=0.0)
-        raise UserError(
-            f"a trial cannot run here: a worker needs {settings.workers.cpus:g} CPU and {settings.workers.gpus} GPU "
-            f"of one node, and the largest node has {largest:g} CPU"
-        )
-
-
-def _check_output(output: Path) -> None:
-    place = output.resolve()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--output {output}: {place} is not a folder that can be written to: name another")
+    check_room(settings.workers, count=settings.workers.count, purpose="a trial")
 
 
 def _check_limits(settings: TuneSettings) -> None:
@@ -292,11 +278,6 @@ def _check_limits(settings: TuneSettings) -> None:
         raise UserError(
             "scheduler pbt trains as many members at a time as the cluster holds: leave out tuning.concurrency"
         )
-
-
-def _resources(workers: WorkerSettings, count: int) -> dict[str, float]:
-    """What so many workers hold."""
-    return {"CPU": count * workers.cpus} | ({"GPU": float(count * workers.gpus)} if workers.gpus else {})
 
 
 def methods(settings: TuneSettings) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from emolab.locks import holding
 from emolab.names import UserError
 from emolab.redaction import redacted
 from emolab.sessions.manifest import Manifest, write_atomically
-from emolab.tracking.beginning import CONFIGURATION, folder_run
+from emolab.tracking.beginning import CONFIGURATION, folder_run, own_record
 from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
@@ -29,6 +29,8 @@ from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
 from emolab.tuning.study import Study
 from emolab.tuning.trials import TrialRecord
+
+_ANOTHER_RUN = "a search on other data, or another run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ def search_in(
     Raises:
         UserError: as ``search``.
     """
+    own_record(plan.folder, _identity(plan), holds=_ANOTHER_RUN)
     study = _open(settings, plan)
     drawn_otherwise = study.draw_with(methods(settings), trials=plan.trials, epochs=settings.tuning.epoch_budget)
     if drawn_otherwise:
@@ -163,11 +166,15 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     return folder_run(
         tracker,
         plan.folder,
-        {"dataset": plan.manifest.digest},
-        holds="a search on other data",
+        _identity(plan),
+        holds=_ANOTHER_RUN,
         describe=describe,
         tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
     )
+
+
+def _identity(plan: SearchPlan) -> dict[str, str]:
+    return {"dataset": plan.manifest.digest}
 
 
 def _require_completed(settings: TuneSettings, study: Study, run: Run) -> None:
