@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,9 +55,13 @@ def explain(error: ValidationError, settings: type[BaseModel], values: Any = Non
     unknown = next((mistake for mistake in mistakes if mistake["type"] in _UNKNOWN), None)
     if unknown is None:
         return first_mistake(error, values)
-    key = _key(unknown, values)
+    key, name = _key(unknown, values), str(unknown["loc"][-1])
     known = _known_keys(settings, unknown["loc"][:-1])
-    return f"unknown key {key!r}{nearest(str(unknown['loc'][-1]), known)} (valid here: {', '.join(known)})"
+    below = _keys_below(settings, unknown["loc"][:-1])
+    hint = _in_a_section(name, below, key) or nearest(name, known)
+    if not hint and (near := difflib.get_close_matches(name, list(below), n=1)):
+        hint = _in_a_section(near[0], below, key)
+    return f"unknown key {key!r}{hint} (valid here: {', '.join(known)})"
 
 
 def first_mistake(error: ValidationError, values: Any = None) -> str:
@@ -147,6 +152,29 @@ def _known_keys(settings: type[BaseModel], path: Iterable[int | str]) -> list[st
     for part in path:
         here = _below(here, part)
     return [*dict.fromkeys(name for each in here if _is_section(each) for name in each.model_fields)]
+
+
+def _keys_below(settings: type[BaseModel], path: Sequence[int | str]) -> dict[str, list[str]]:
+    """A key of a section inside the one at a path -> the sections that have it."""
+    found: dict[str, list[str]] = {}
+    for section in _known_keys(settings, path):
+        for name in _known_keys(settings, [*path, section]) if _has_sections(settings, [*path, section]) else []:
+            found.setdefault(name, []).append(section)
+    return found
+
+
+def _has_sections(settings: type[BaseModel], path: Iterable[int | str]) -> bool:
+    here = _alternatives(settings)
+    for part in path:
+        here = _below(here, part)
+    return any(_is_section(each) for each in here)
+
+
+def _in_a_section(name: str, below: Mapping[str, Sequence[str]], key: str) -> str:
+    """The hint at a key that stands one section further down than it was looked for; "" where none has it."""
+    above = key.rpartition(".")[0]
+    names = [".".join(filter(None, (above, section, name))) for section in below.get(name, [])]
+    return f", did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 def _below(alternatives: Sequence[Any], part: int | str) -> list[Any]:

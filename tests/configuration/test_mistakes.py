@@ -14,6 +14,7 @@ from emolab.sessions.preparation import PrepareSettings
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset
 from emolab.studies.robustness import RobustnessSettings
+from emolab.training.recipe import TrainSettings
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 
@@ -112,6 +113,24 @@ def test_what_is_no_yaml_file_of_keys_is_said_to_be_what_it_is(
         read_yaml(path)
     one_line(error, f"{path}: {line}")
     assert not any(words in str(error.value) for words in THEIR_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "override", "hint"),
+    [
+        (TrainSettings, "epochs=3", "'epochs', did you mean 'training.epochs'? (valid here: data, "),
+        (TrainSettings, "learning_rat=3", "'learning_rat', did you mean 'training.learning_rate'? (valid here: data, "),
+        (TuneSettings, "seed=3", "'seed', did you mean 'training.seed' or 'tuning.seed' or 'prepare.seed'? (valid"),
+        (TuneSettings, "tuning.top=3", "'tuning.top', did you mean 'tuning.final.top'? (valid here: space, "),
+        (TuneSettings, "training.epocs=3", "'training.epocs', did you mean 'epochs'? (valid here: epochs, "),
+        (TuneSettings, "tuning.latency_ms=3", "'tuning.latency_ms', did you mean 'tuning.constraints.latency_ms'? ("),
+        (TrainSettings, "zzz=3", "'zzz' (valid here: data, "),
+    ],
+)
+def test_a_key_that_stands_in_a_section_is_found_there(settings: Any, override: str, hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(settings, [override], description="")
+    assert str(error.value).startswith(f"unknown key {hint}"), str(error.value)
 
 
 def test_an_unknown_key_of_one_of_several_kinds_of_sections_is_named_with_those_that_are_valid() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tests.jobs.test_jobs import run_here
 from tests.training.test_loop import settings_for
@@ -25,6 +26,7 @@ from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.registry.versions import register
+from emolab.reports import robustness as report
 from emolab.reports.robustness import heat_map, robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.catalog import corruptions
@@ -668,6 +670,33 @@ def test_the_page_speaks_of_conditions_in_words_and_has_room_for_its_tables(toy_
     told = [each for title in ("Summary", "Against late fusion", "Calibration and speakers, on clean sessions")
             for each in heads[title][1:]]  # fmt: skip
     assert len(told) == len(values) + 3  # and the seeds, the worst condition and the worst speaker
+
+
+def test_a_model_near_chance_is_seen_as_one(toy_data: Path) -> None:
+    """It loses nothing at any rate, because it has nothing to lose."""
+    results = made_up_results(toy_data, "edu_emotionnet", "mult")
+    prior = results.manifest.class_prior_on("test")[1]
+    flat = made_up(results.cells, lambda _: round(50 * (prior + 0.04)) / 50)
+    results = replace(results, groups=[results.groups[0], replace(results.groups[1], tallies=[flat])])
+    assert [results.near_chance(group) for group in results.groups] == [False, True]
+    first, last = results.lines()
+    assert f"clean macro-F1 0.9000 (class prior {prior:.4f}), area" in first
+    assert f"(class prior {prior:.4f}, near chance), area" in last
+    page = robustness_page(results).decode()
+    assert f"macro-F1 {prior:.4f} (dotted in the figures)." in page
+    assert "Within five points of macro-F1 of that on clean sessions: mult, clean." in page
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
+    assert cells.count("0.6 (near chance)") == 1  # the last rate there is
+    assert page.count(">class prior<") == 1  # in the legend
+    assert "near chance)" not in robustness_page(made_up_results(toy_data, "edu_emotionnet")).decode()
+
+
+def test_noise_of_a_point_fills_no_axis(toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(report, "svg", lambda figure: drawn.append(figure) or b"<svg/>")
+    robustness_page(made_up_results(toy_data, "edu_emotionnet"))
+    curves, calibration, _ = drawn
+    assert [axes.get_ylim()[0] for figure in (curves, calibration) for axes in figure.axes] == [0.0] * 4
 
 
 def test_every_corruption_has_a_name_for_people() -> None:

@@ -66,6 +66,15 @@ def test_every_step_of_every_session_is_predicted(world: World, predicted: Path)
             np.testing.assert_array_equal(rows[f"present.{name}"], session.present[name])
 
 
+def test_the_first_line_says_which_splits_are_predicted_and_why_no_other(world: World) -> None:
+    lines: list[str] = []
+    predict(settings(world), dry_run=True, report=lines.append)
+    predict(settings(world, splits=("train", "validation")), dry_run=True, report=lines.append)
+    why = "(the test split is opened once, by jobs/compare.py, which records it), into "
+    assert f"of the validation split of {world.data} {why}" in lines[0]
+    assert f"of the train and validation splits of {world.data} {why}" in lines[1]
+
+
 def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(world: World, predicted: Path) -> None:
     before = contents(predicted)
     lines: list[str] = []

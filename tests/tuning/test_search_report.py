@@ -6,11 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
+from emolab.reports import search_figures as search_figures_module
 from emolab.reports.page import Section, TableData, page
 from emolab.reports.search import search_page, trained_again
-from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, search_figures, slices
+from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, parallel, search_figures, slices
 from emolab.reports.tables import to_csv, to_latex
 from emolab.studies.tuning import print_trials
 from emolab.tuning.finals import Finalist
@@ -71,6 +75,24 @@ def result(tmp_path: Path) -> Any:
 
 
 WINNER: Any = SimpleNamespace(run_id="run-2", progress=SimpleNamespace(best_macro_f1=0.55, best_epoch=7, reports=[]))
+
+
+@pytest.mark.parametrize("scored", [1, 12])
+def test_the_worst_trial_is_seen_and_the_colours_are_explained(
+    result: Any, scored: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
+    records = [record for record in result.records if record.value is not None][:scored]
+    parallel(records)
+    axes, colours = drawn[0].axes
+    lines = [line for line in axes.lines if len(line.get_xydata()) > 2]  # the others are the parameters' axes
+    assert len(lines) == len(records) + 1
+    for line in lines:
+        assert np.dot(to_rgb(line.get_color()), (0.299, 0.587, 0.114)) < 0.7  # white is 1
+        assert line.get_linewidth() >= 1.0
+    assert colours.get_ylabel() == "validation macro-F1"
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["best trial"]
 
 
 def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:

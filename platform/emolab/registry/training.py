@@ -40,12 +40,12 @@ def train_and_register(settings: TrainSettings, *, dry_run: bool, report: Callab
         )
         if dry_run:
             if finished:
-                report(_FINISHED)
+                report(f"finished before: {_NOTHING_LEFT}")
             return None
         return _train_and_register(settings, manifest, report)
 
 
-_FINISHED = "finished before: nothing is left to train, and the data are not read again"
+_NOTHING_LEFT = "nothing is left to train, and the data are not read again"
 
 
 def _check_work(settings: TrainSettings, manifest: Manifest) -> None:
@@ -64,7 +64,7 @@ def _train_and_register(settings: TrainSettings, manifest: Manifest, report: Cal
         resuming=lambda epoch: report(f"resuming after epoch {epoch} of {settings.training.epochs}"),
     )
     if trained.resumed_finished:
-        report(f"finished before, after {trained.progress.epoch} epochs: {_FINISHED.partition(': ')[2]}")
+        report(f"finished before, after {trained.progress.epoch} epochs: {_NOTHING_LEFT}")
     if trained.best_macro_f1 is not None:
         prior = manifest.class_prior_macro_f1
         report(f"best validation macro-F1 {trained.best_macro_f1:.4f} (class prior {prior:.4f})")

@@ -34,6 +34,7 @@ def robustness_page(results: RobustnessResults) -> bytes:
         f"({len(results.groups[0].tallies[0].session_ids)} sessions), data set {results.manifest.digest[:16]}, "
         f"sweep run {results.run_id}.",
         "Bands are 95 % session-clustered bootstrap intervals; training seeds and corruption seeds are averaged over.",
+        _chance(results),
     ]
     if "ceiling_accuracy" in reference:
         lines.append(
@@ -59,11 +60,28 @@ def robustness_page(results: RobustnessResults) -> bytes:
     return page(f"Robustness {results.name}", lines, sections)
 
 
+def _chance(results: RobustnessResults) -> str:
+    """What the scores are to be read against, and which models have hardly left it."""
+    chance = results.chance
+    text = (
+        f"Always answering training's most frequent class: accuracy {chance['accuracy']:.4f}, macro-F1 "
+        f"{chance['macro_f1']:.4f} (dotted in the figures)."
+    )
+    near = [group.label for group in results.groups if results.near_chance(group)]
+    if not near:
+        return text
+    return (
+        f"{text} Within five points of macro-F1 of that on clean sessions: {'; '.join(near)}. Whatever they keep at a "
+        "rate says nothing of their robustness."
+    )
+
+
+_TOLERATED = "largest_tolerated_rate"
 _COLUMNS = {
     "clean_accuracy": "accuracy, clean",
     "clean_macro_f1": "macro-F1, clean",
     "area_under_curve": "area under the curve",
-    "largest_tolerated_rate": "tolerated rate",
+    _TOLERATED: "tolerated rate",
     "effective_robustness": "effective robustness",
     "mean_corruption_error": "corruption error",
     "relative_mean_corruption_error": "relative corruption error",
@@ -72,14 +90,15 @@ _COLUMNS = {
     "worst_speaker_macro_f1": "its macro-F1",
 }
 """Figure of the summary -> what people call it."""
-_SUMMARY = ("clean_accuracy", "clean_macro_f1", "area_under_curve", "largest_tolerated_rate")
+_SUMMARY = ("clean_accuracy", "clean_macro_f1", "area_under_curve", _TOLERATED)
 _AGAINST_LATE_FUSION = ("effective_robustness", "mean_corruption_error", "relative_mean_corruption_error")
 _ON_CLEAN_SESSIONS = ("clean_calibration_error", "clean_brier")
 
 _SUMMARY_TEXT = (
     "Area: mean macro-F1 over the rates. Tolerated rate: the largest one up to which at most five points of macro-F1 "
-    "are lost. Worst condition: that with the lowest mean macro-F1 over its levels. A model without a defence, that is "
-    "trained without missing or noisy modalities, is marked clean."
+    "are lost; a model near chance has no more to lose, and its rate is marked so. Worst condition: that with the "
+    "lowest mean macro-F1 over its levels. A model without a defence, that is trained without missing or noisy "
+    "modalities, is marked clean."
 )
 _LATE_FUSION_TEXT = (
     "Effective robustness: what a model keeps beyond late fusion of the same training, summed over the rates; above 0 "
@@ -100,8 +119,13 @@ def _summaries(results: RobustnessResults) -> list[Section]:
 
     def table(keys: Sequence[str], more: Mapping[str, Callable[[Group], Any]]) -> TableData:
         known = [key for key in keys if any(key in summary for summary in summaries)]
-        rows = [[g.label, *(s.get(key) for key in known), *(each(g) for each in more.values())] for g, s in pairs]
+        rows = [[g.label, *(value(g, s, key) for key in known), *(each(g) for each in more.values())] for g, s in pairs]
         return TableData(columns=["model", *(_COLUMNS[key] for key in known), *more], rows=rows)
+
+    def value(group: Group, summary: Mapping[str, float], key: str) -> float | Styled | None:
+        if key == _TOLERATED and key in summary and results.near_chance(group):
+            return Styled(f"{summary[key]:g} (near chance)", "idle")
+        return summary.get(key)
 
     def condition(group: Group) -> Styled | None:
         found = results.worst_condition(group)
@@ -133,7 +157,9 @@ def _curves(results: RobustnessResults) -> bytes:
             for number, group in enumerate(results.groups):
                 points = results.scores(group, main[1], metric)
                 _band(axes, list(main[1]), [(p.value, p.low, p.high) for p in points], group, number)
-            axes.set(xlabel=_rate(results), ylabel=_SCORES[metric])
+            axes.axhline(results.chance[metric], color="0.35", linestyle=":", linewidth=1.2, label="class prior")
+            # From 0: on an axis that is cut to the scores, noise of a point looks like a collapse.
+            axes.set(xlabel=_rate(results), ylabel=_SCORES[metric], ylim=(0.0, None))
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
 
@@ -174,8 +200,8 @@ def _calibration(results: RobustnessResults) -> bytes:
             rates = list(main[1])
             left.plot(rates, [group.calibration(c) for c in main[1].values()], style, color=f"C{number}")
             right.plot(rates, [group.brier(c) for c in main[1].values()], style, color=f"C{number}", label=group.label)
-        left.set(xlabel=_rate(results), ylabel="expected calibration error")
-        right.set(xlabel=_rate(results), ylabel="Brier score")
+        left.set(xlabel=_rate(results), ylabel="expected calibration error", ylim=(0.0, None))
+        right.set(xlabel=_rate(results), ylabel="Brier score", ylim=(0.0, None))
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from emolab.tuning.trials import TrialRecord
 
 _SCORE = "validation macro-F1"
+_SHADES = LinearSegmentedColormap.from_list("score", ["#8fb0d8", "#08306b"])
+"""From the worst score to the best; its light end is still seen on white."""
 _STATES = (("COMPLETE", "C0"), ("PRUNED", "C7"))
 
 
@@ -143,20 +147,23 @@ def _slice(axes: Axes, records: Sequence[TrialRecord], key: str) -> None:
 
 
 def parallel(records: Sequence[TrialRecord]) -> bytes:
-    """Every scored trial as a line through its parameters, coloured by its score; the best on top."""
+    """Every scored trial as a line through its parameters, the darker the better it scored; the best on top."""
     keys = _keys(records)
     scored = sorted((r for r in records if r.value is not None), key=lambda r: r.value or 0.0)
     scores = np.array([r.value or 0.0 for r in scored])
     shades = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-12)
+    colours = ScalarMappable(Normalize(scores.min(), scores.max()), _SHADES)
     with rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.grid(visible=False)
         heights = np.stack([_heights(axes, place, key, scored) for place, key in enumerate(keys)], axis=1)
         heights = np.column_stack([heights, shades])
-        for row, shade in zip(heights, shades, strict=True):
-            axes.plot(range(len(keys) + 1), row, color=str(0.9 - 0.55 * shade), linewidth=0.8 + shade)
-        axes.plot(range(len(keys) + 1), heights[-1], color="C1", linewidth=2.2, label="best")
+        for row, score, shade in zip(heights, scores, shades, strict=True):
+            axes.plot(range(len(keys) + 1), row, color=colours.to_rgba(score), linewidth=1.0 + 0.8 * shade)
+        axes.plot(range(len(keys) + 1), heights[-1], color="C1", linewidth=2.2, label="best trial")
+        figure.colorbar(colours, ax=axes, label=_SCORE, shrink=0.8, pad=0.02)
+        figure.legend(frameon=False, fontsize=8, loc="outside upper right")
         axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), "macro-F1"])
         axes.set_yticks([])
         _ends(axes, len(keys), f"{scores.min():.3f}", f"{scores.max():.3f}")

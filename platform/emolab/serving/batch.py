@@ -128,7 +128,10 @@ def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, r
     kept, units = loaded.kept, _plan(settings, loaded)
     folder = units[0].file.parent
     missing = [unit for unit in units if not unit.done()]
-    report(f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, into {folder}")
+    report(
+        f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, of "
+        f"{_source(settings)}, into {folder}"
+    )
     if dry_run or not missing:
         return folder
     with connected(settings.cluster), holding(folder, what="prediction"):
@@ -137,6 +140,15 @@ def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, r
             report(f"shard {number} of {len(missing)}: {row['sessions']} sessions, {row['steps']} steps")
     report(f"tables  {folder} ({len(units)} Parquet file{'s' * (len(units) != 1)}, a row per step)")
     return folder
+
+
+def _source(settings: PredictSettings) -> str:
+    """What is predicted, and why it is not all of a data set."""
+    if settings.data is None:
+        return str(settings.shards)
+    splits = [*dict.fromkeys(settings.splits)]
+    named = f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of {settings.data}"
+    return f"{named} (the test split is opened once, by jobs/compare.py, which records it)"
 
 
 def _plan(settings: PredictSettings, loaded: LoadedModel) -> list[Unit]:

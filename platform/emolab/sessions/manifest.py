@@ -103,13 +103,18 @@ class Manifest(_Record):
     @property
     def class_prior(self) -> float:
         """Accuracy on validation of always answering with the training split's most frequent class."""
-        train, validation = self.splits["train"].label_counts, self.splits["validation"].label_counts
-        return validation[train.index(max(train))] / max(1, sum(validation))
+        return self.class_prior_on("validation")[0]
 
     @property
     def class_prior_macro_f1(self) -> float:
         """Macro-F1 of the same answer: the F1 of one class, and 0 for all others."""
-        return 2 * self.class_prior / (1 + self.class_prior) / len(self.classes)
+        return self.class_prior_on("validation")[1]
+
+    def class_prior_on(self, split: Split) -> tuple[float, float]:
+        """Accuracy and macro-F1 of the same answer on any split."""
+        train, counts = self.splits["train"].label_counts, self.splits[split].label_counts
+        share = counts[train.index(max(train))] / max(1, sum(counts))
+        return share, 2 * share / (1 + share) / len(self.classes)
 
 
 def read_manifest(folder: Path) -> Manifest:

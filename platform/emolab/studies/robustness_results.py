@@ -15,6 +15,7 @@ from emolab.robustness.cells import Cell, cell_id
 from emolab.robustness.corruptions.catalog import corruption
 from emolab.robustness.corruptions.observed import group_of
 from emolab.robustness.metrics import (
+    TOLERATED_LOSS,
     area_under_curve,
     effective_robustness,
     expected_calibration_error,
@@ -227,6 +228,16 @@ class RobustnessResults:
         """The speaker with the lowest clean macro-F1."""
         return worst(self._by_speaker(group, self.clean))
 
+    @property
+    def chance(self) -> Mapping[Metric, float]:
+        """The scores of always answering with the training split's most frequent class."""
+        prior, macro_f1 = self.manifest.class_prior_on(self.split)
+        return {"accuracy": prior, "macro_f1": macro_f1}
+
+    def near_chance(self, group: Group) -> bool:
+        """Whether a group could lose no more than is tolerated before it were at chance: it tolerates everything."""
+        return group.score(self.clean) - self.chance["macro_f1"] <= TOLERATED_LOSS
+
     def compared(self, level: float, metric: Metric = "accuracy") -> list[Comparison]:
         """The reference against every group that was trained the same way, at one rate of the main curve."""
         main = self.main_curve()
@@ -253,7 +264,8 @@ class RobustnessResults:
             values = self.summary(group)
             area = f", area under the curve {values['area_under_curve']:.4f}" if "area_under_curve" in values else ""
             models = f"{len(group.run_ids)} models, {group.engine} engine"
-            yield f"{group.label} ({models}): clean macro-F1 {values['clean_macro_f1']:.4f}{area}"
+            prior = f"class prior {self.chance['macro_f1']:.4f}{', near chance' if self.near_chance(group) else ''}"
+            yield f"{group.label} ({models}): clean macro-F1 {values['clean_macro_f1']:.4f} ({prior}){area}"
 
     def _regimes(self) -> dict[str, list[Group]]:
         regimes: dict[str, list[Group]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from pathlib import Path
 
 from emolab.cluster import fitting, nodes, require
@@ -25,8 +24,9 @@ def check_data(settings: TrainSettings, manifest: Manifest) -> None:
     if settings.workers.count == 1:
         load_training_data(folder)  # stays in this process, which is the one that trains
         return
-    for split in TRAINING_SPLITS:  # the workers have the data from Ray: here one shard at a time is enough
-        deque(split_blocks(folder, manifest, split), maxlen=0)
+    for split in TRAINING_SPLITS:  # the workers have the data from Ray: here one shard at a time is held
+        for _ in split_blocks(folder, manifest, split):
+            pass
 
 
 def check_room(workers: WorkerSettings, *, count: int, purpose: str) -> None:
