@@ -45,6 +45,7 @@ from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
 from emolab.studies.theory import TheoryRecord
 from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.training.data import TRAINING_SPLITS
 from emolab.training.loop import evaluate
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
@@ -517,6 +518,17 @@ def test_one_module_asks_for_the_test_split_by_name() -> None:
             assert not (isinstance(call, ast.Attribute) and call.attr == "load_split"), place
     assert asking.pop(SWEEP, {"any"}) == {"any"}
     assert asking == {"studies/test_split.py": {"test"}, "training/data.py": {"train", "validation"}}
+
+
+def test_shards_one_by_one_are_read_by_those_alone_who_may_read_their_split() -> None:
+    reading = {
+        place
+        for place, tree in modules().items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "split_blocks"
+    }
+    assert reading == {"sessions/loading.py", "training/readiness.py"}  # load_split, and the check before a training
+    assert TRAINING_SPLITS == ("train", "validation")
 
 
 def test_training_and_tuning_cannot_reach_the_module_that_opens_it() -> None:
