@@ -35,9 +35,10 @@ from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.sweep import read_agreements, read_sweep, run_sweep
 from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally, evaluate_sessions
-from emolab.sessions.loading import Block, SessionStore, SplitLoader, load_split
+from emolab.sessions.loading import Block, SessionStore, load_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.schema import Session, arrow_schema, to_row
+from emolab.sessions.selection import SplitLoader
 from emolab.training.train import load_model, train
 
 SUITE = {

@@ -19,8 +19,8 @@ from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.batch import PredictSettings, predict, predictions
 from emolab.serving.models import load
-from emolab.sessions.loading import load_selection_split
 from emolab.sessions.schema import arrow_schema
+from emolab.sessions.selection import load_selection_split
 from emolab.sessions.shards import write_rows
 
 pytestmark = pytest.mark.ray

@@ -17,7 +17,7 @@ from emolab.registry.lookup import kept_model
 from emolab.serving.live import Limits, LiveSession
 from emolab.serving.models import LoadedModel, find_model, load
 from emolab.serving.recordings import recordings
-from emolab.sessions.loading import load_selection_split
+from emolab.sessions.selection import load_selection_split
 from emolab.training.recipe import TrackingSettings
 
 LIMITS = Limits(message_bytes=2000, steps=50, mistakes=5)

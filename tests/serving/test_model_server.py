@@ -21,7 +21,7 @@ from tests.serving.parts import World, clean_environment, free_port, make_world
 
 from emolab.registry.lookup import kept_model
 from emolab.serving.models import load
-from emolab.sessions.loading import load_selection_split
+from emolab.sessions.selection import load_selection_split
 
 pytestmark = pytest.mark.slow
 

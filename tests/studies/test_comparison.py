@@ -504,7 +504,7 @@ def imports(tree: ast.Module) -> set[str]:
     return {name.removeprefix("emolab.").replace(".", "/") + ".py" for name in names}
 
 
-SWEEP = "robustness/sweep.py"
+SELECTION = "sessions/selection.py"
 """Reads any split but the test split by itself; that one by leave of studies/test_split.py."""
 
 
@@ -516,7 +516,7 @@ def test_one_module_asks_for_the_test_split_by_name() -> None:
                 (split,) = call.args[2:]
                 asking.setdefault(place, set()).add(split.value if isinstance(split, ast.Constant) else "any")
             assert not (isinstance(call, ast.Attribute) and call.attr == "load_split"), place
-    assert asking.pop(SWEEP, {"any"}) == {"any"}
+    assert asking.pop(SELECTION) == {"any"}
     assert asking == {"studies/test_split.py": {"test"}, "training/data.py": {"train", "validation"}}
 
 
@@ -538,7 +538,7 @@ def test_training_and_tuning_cannot_reach_the_module_that_opens_it() -> None:
     while new := {file for place in reached for file in imports(known[place]) if file in known} - reached:
         reached |= new
     assert "sessions/loading.py" in reached  # imports are followed
-    assert SWEEP not in reached
+    assert SELECTION not in reached
     assert not {place for place in reached if place.startswith("studies/")}
 
 

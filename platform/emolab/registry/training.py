@@ -61,7 +61,7 @@ def _train_and_register(settings: TrainSettings, manifest: Manifest, report: Cal
         settings,
         tracker=tracker,
         report=lambda epoch: report(progress_line(epoch, settings)),
-        resuming=lambda epoch: report(f"resuming after epoch {epoch} of {settings.training.epochs}"),
+        resuming=lambda epoch: report(resuming_line(epoch, settings)),
     )
     if trained.resumed_finished:
         report(f"finished before, after {trained.progress.epoch} epochs: {_NOTHING_LEFT}")
@@ -88,6 +88,11 @@ def register_where_reached(trained: TrainedModel, name: str, tracker: Tracker) -
     if run_id is None:
         return None
     return register(trained.folder / "model", name, run_id=run_id, tracking_uri=tracker.uri)
+
+
+def resuming_line(epoch: int, settings: TrainSettings) -> str:
+    """From where a training that was broken off goes on."""
+    return f"resuming after epoch {epoch} of {settings.training.epochs}"
 
 
 def progress_line(epoch: EpochReport, settings: TrainSettings) -> str:

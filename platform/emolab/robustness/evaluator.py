@@ -19,8 +19,9 @@ from emolab.robustness.metrics import weight_quality_correlation
 from emolab.robustness.records import write_agreement, write_tally
 from emolab.robustness.sweep_plan import Unit
 from emolab.robustness.tally import evaluate_sessions
-from emolab.sessions.loading import SessionStore, SplitLoader
+from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.selection import SplitLoader
 from emolab.training.train import load_model
 
 SESSIONS_PER_BATCH = 16

@@ -22,7 +22,7 @@ from emolab.robustness.evaluator import Evaluator
 from emolab.robustness.records import read_agreement, read_tally
 from emolab.robustness.sweep_plan import SweepPlan, Unit
 from emolab.robustness.tally import Tally, joined
-from emolab.sessions.loading import SplitLoader, load_selection_split
+from emolab.sessions.selection import SplitLoader, load_selection_split
 
 _RECONNECT_SECONDS = 0.5
 """Pause before an evaluator that could not be reached is tried again."""

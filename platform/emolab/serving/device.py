@@ -31,8 +31,8 @@ from edu_emotionnet.network import EduEmotionNet
 from emolab.configuration import Settings
 from emolab.names import UserError
 from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
-from emolab.sessions.loading import load_selection_split
 from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.selection import load_selection_split
 from emolab.training.recipe import TrackingSettings
 
 SESSIONS, NOISE_STEPS = 20, 60

@@ -8,9 +8,9 @@ from typing import Any
 from edu_emotionnet.conventions import IGNORED_LABEL
 from emolab.names import UserError
 from emolab.serving.models import LoadedModel
-from emolab.sessions.loading import load_selection_split
 from emolab.sessions.manifest import read_manifest
 from emolab.sessions.schema import Session
+from emolab.sessions.selection import load_selection_split
 
 MOST = 12
 

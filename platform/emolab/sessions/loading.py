@@ -7,7 +7,7 @@ run with W workers sees the batches of a run with one: each worker takes every W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,10 +149,6 @@ class SessionStore:
         )
 
 
-SplitLoader = Callable[[Path, Manifest, Split], SessionStore]
-"""How whoever evaluates reads a split: as ``load_selection_split`` does, or with leave to open the test split."""
-
-
 def load_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
     """Read one split in this process, every digest checked.
 
@@ -169,17 +165,6 @@ def split_blocks(folder: Path, manifest: Manifest, split: Split) -> Iterator[Blo
             yield Block.from_table(read_shard(folder, shard))
         except UserError as error:
             raise UserError(str(error) if shard.path in str(error) else f"shard {shard.path}: {error}") from None
-
-
-def load_selection_split(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
-    """Sessions of a split that models may be chosen by.
-
-    Raises:
-        UserError: the split is the test split, which only a robustness study opens, and records it.
-    """
-    if split == "test":
-        raise UserError("the test split is opened by a robustness study alone, which records it")
-    return load_split(folder, manifest, split)
 
 
 def epoch_batches(

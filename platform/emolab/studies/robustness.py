@@ -31,8 +31,8 @@ from emolab.robustness.sweep import read_agreements, read_sweep, run_sweep
 from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
-from emolab.sessions.loading import SplitLoader, load_selection_split
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.selection import SplitLoader, load_selection_split
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run

@@ -25,8 +25,9 @@ from emolab import checkpoint
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.scores import accuracy, class_f1, macro_f1
-from emolab.sessions.loading import SessionStore, SplitLoader, load_split, ordered_batches
+from emolab.sessions.loading import SessionStore, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.selection import SplitLoader
 from emolab.studies.session_results import SessionResults, padded, to_parquet
 from emolab.tracking.runs import MLflowTracker
 from emolab.tracking.tracker import Run

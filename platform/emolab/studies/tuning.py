@@ -13,7 +13,7 @@ from rich.table import Table
 from emolab.cluster import cluster_gpus, connected, joins_cluster
 from emolab.commands import beside_interpreter, job_command, tool_command
 from emolab.registry.destinations import check_destinations
-from emolab.registry.training import UNREACHED, progress_line, register_where_reached
+from emolab.registry.training import UNREACHED, progress_line, register_where_reached, resuming_line
 from emolab.reports.search import search_page, trained_again
 from emolab.reports.search_figures import search_figures
 from emolab.sessions.manifest import read_manifest, write_atomically
@@ -83,6 +83,7 @@ def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str]
         parent=result.run_id,
         tags={"emolab.kind": "best"},
         report=lambda epoch: report(progress_line(epoch, chosen)),
+        resuming=lambda epoch: report(resuming_line(epoch, chosen)),
     )
 
 
