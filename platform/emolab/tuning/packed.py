@@ -155,12 +155,13 @@ class PackedTrials:
 
     def _next_group(self) -> list[Draw]:
         """Trials to run: those that begin anew, else new draws that share their shapes, else a paused one."""
-        if self._again:
-            return self._affordable(self._again.popleft())
+        while self._again:
+            if group := self._affordable(self._again.popleft()):
+                return group
         if self._drawn is not None and self._spent():
             number, self._drawn = self._drawn.number, None
             self._end_spent(number)
-        group: list[Draw] = []
+        group = []
         most = min(self._fused, self._epochs_left())
         while len(group) < most and (self._drawn is not None or self._may_start()):
             draw, self._drawn = self._drawn or self._draw(), None
