@@ -93,6 +93,10 @@ def test_a_wrong_space_is_refused_with_file_and_key(parameters: Any, parts: list
         assert part in str(error.value), str(error.value)
 
 
+def test_a_step_beyond_the_range_leads_to_no_value_outside_of_it(tmp_path: Path) -> None:
+    read({"model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5, "step": 2.0}}, tmp_path)
+
+
 WIDTHS = {"distribution": "int", "low": 8, "high": 24}
 HEADS = {"distribution": "categorical", "choices": [2, 4]}
 

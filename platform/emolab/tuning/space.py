@@ -73,7 +73,7 @@ class FloatParameter(ParameterSettings):
         if self.low == self.high:
             return [self.low]
         if self.step is not None:
-            return [self.low, self.high, self.low + self.step]
+            return [self.low, self.high, min(self.low + self.step, self.high)]
         if self.log:
             return [self.low, self.high, self.low * (self.high / self.low) ** _INNER]
         return [self.low, self.high, self.low + (self.high - self.low) * _INNER]
