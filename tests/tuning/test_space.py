@@ -42,6 +42,10 @@ def read(parameters: Any, folder: Path) -> None:
         ({"training.learning_rate": {"distribution": "float", "low": 1.0, "high": 0.1}}, ["low must not exceed high"]),
         ({"training.learning_rate": {"distribution": "floot", "low": 0, "high": 1}}, ["floot", "did you mean 'float'"]),
         ({"training.learning_rate": {"distribution": "float", "low": 0, "high": 1, "log": True}}, ["above 0"]),
+        (
+            {"training.learning_rate": {"distribution": "float", "low": 0, "high": 1, "step": 1e-12}},
+            ["more than 1000000 steps of 1e-12", "leave step out"],
+        ),
         ({"training.learning_rate": {"distribution": "float", "low": 1e-4}}, ["learning_rate", "high"]),
         ({"training.learning_rate": {"distribution": "float", "low": 1, "hihg": 2}}, ["learning_rate"]),
         (

@@ -258,7 +258,7 @@ def _serving(gates: Gates, challenger: Evidence, served: Served | Missing, promo
 
     def size(found: Evidence) -> tuple[float, str]:
         held = found.registered
-        return held.megabytes, f"The weights take {held.megabytes:.1f} MB ({held.parameters:,} parameters)"
+        return held.megabytes, f"The weights take {held.megabytes:.2f} MB ({held.parameters:,} parameters)"
 
     asked = gates.serving
     return [

@@ -34,6 +34,8 @@ SHAPE_FREE = (
 
 _INNER = (5**0.5 - 1) / 2
 """Where in a range of real numbers a value is tried."""
+_MOST_STEPS = 1_000_000
+"""Of a range of real numbers: a grid writes them all down."""
 
 Value = bool | int | float | str | None
 
@@ -62,6 +64,8 @@ class FloatParameter(ParameterSettings):
         _check_range(self.low, self.high, log=self.log)
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other")
+        if self.step is not None and (self.high - self.low) / self.step > _MOST_STEPS:
+            raise ValueError(f"more than {_MOST_STEPS} steps of {self.step:g} between low and high: leave step out")
         return self
 
     def draw(self, trial: optuna.Trial, key: str) -> Any:
