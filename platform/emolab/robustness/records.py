@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -20,7 +21,18 @@ from emolab.robustness.metrics import CALIBRATION_BINS
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import canonical_json, write_atomically
 
-_ENGINE = b"emolab.engine"
+_ENGINE, _DIGEST = b"emolab.engine", b"emolab.digest"
+"""Keys of a file's metadata. Parquet's own checksums cover the pages and not the footer, which says where they lie."""
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+_TYPES: dict[str, pa.DataType] = {
+    "cell": _NAMES,
+    "session_id": _NAMES,
+    "speaker_id": _NAMES,
+    "confusion": pa.list_(pa.int32()),
+    "calibration": pa.list_(pa.float64()),
+    "squared_error": pa.float64(),
+    "weight": pa.list_(pa.float64()),
+}
 
 
 def write_tally(path: Path, tally: Tally) -> None:
@@ -28,16 +40,19 @@ def write_tally(path: Path, tally: Tally) -> None:
     cells, sessions = len(tally.cells), len(tally.session_ids)
     rows = cells * sessions
     columns: dict[str, pa.Array] = {
-        "cell": pa.array([cell.id for cell in tally.cells for _ in range(sessions)]).dictionary_encode(),
-        "session_id": pa.array(list(tally.session_ids) * cells).dictionary_encode(),
-        "speaker_id": pa.array(list(tally.speaker_ids) * cells).dictionary_encode(),
-        "confusion": _rows(tally.confusion.reshape(rows, -1), pa.int32()),
-        "calibration": _rows(tally.calibration.reshape(rows, -1), pa.float64()),
+        "cell": pa.array([cell.id for cell in tally.cells for _ in range(sessions)]),
+        "session_id": pa.array(list(tally.session_ids) * cells),
+        "speaker_id": pa.array(list(tally.speaker_ids) * cells),
+        "confusion": _rows(tally.confusion.reshape(rows, -1)),
+        "calibration": _rows(tally.calibration.reshape(rows, -1)),
         "squared_error": pa.array(tally.squared_error.reshape(-1)),
     }
     if tally.weight is not None:
-        columns["weight"] = _rows(tally.weight.reshape(rows, -1), pa.float64())
-    table = pa.table(columns).replace_schema_metadata({_ENGINE: tally.engine.encode()})
+        columns["weight"] = _rows(tally.weight.reshape(rows, -1))
+    table = pa.table(
+        {name: column.cast(_TYPES[name]) for name, column in columns.items()},
+        metadata={_ENGINE: tally.engine.encode(), _DIGEST: _digest(tally)},
+    )
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_atomically(path, buffer.getvalue())
@@ -51,10 +66,13 @@ def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
     """
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-        engine = (table.schema.metadata or {})[_ENGINE].decode()
+        if any(field.type != _TYPES.get(field.name) for field in table.schema):
+            raise ValueError("other columns")
+        metadata = table.schema.metadata or {}
+        engine = metadata[_ENGINE].decode()
         if table.column("cell").to_pylist() != [cell.id for cell in cells for _ in range(sessions)]:
             raise ValueError("other cells or sessions")
-        return Tally(
+        tally = Tally(
             cells=tuple(cells),
             session_ids=tuple(table.column("session_id").to_pylist()[:sessions]),
             speaker_ids=tuple(table.column("speaker_id").to_pylist()[:sessions]),
@@ -66,6 +84,9 @@ def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
             else None,
             engine=ENGINES[ENGINES.index(engine)],
         )
+        if metadata[_DIGEST] != _digest(tally):
+            raise ValueError("its content has changed")
+        return tally
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no result of this sweep ({' '.join(str(error).split())[:120]})") from None
 
@@ -89,9 +110,25 @@ def read_agreement(path: Path) -> dict[str, float]:
         raise UserError(f"{path} is no result of this sweep ({error})") from None
 
 
-def _rows(values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
+def _digest(tally: Tally) -> bytes:
+    """SHA-256, in hexadecimal digits, of all that a tally holds."""
+    names = {
+        "cells": [cell.id for cell in tally.cells],
+        "sessions": tally.session_ids,
+        "speakers": tally.speaker_ids,
+        "engine": tally.engine,
+    }
+    digest = hashlib.sha256(canonical_json(names).encode())
+    for values in (tally.confusion, tally.calibration, tally.squared_error, tally.weight):
+        if values is not None:
+            digest.update(str(values.shape).encode())
+            digest.update(np.ascontiguousarray(values, np.float64))
+    return digest.hexdigest().encode()
+
+
+def _rows(values: NDArray[np.generic]) -> pa.Array:
     offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), kind))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
 def _matrix(table: pa.Table, name: str) -> NDArray[np.float64]:
