@@ -122,7 +122,7 @@ def _digest(tally: Tally) -> bytes:
     for values in (tally.confusion, tally.calibration, tally.squared_error, tally.weight):
         if values is not None:
             digest.update(str(values.shape).encode())
-            digest.update(np.ascontiguousarray(values, np.float64))
+            digest.update(np.ascontiguousarray(values, np.float64).tobytes())
     return digest.hexdigest().encode()
 
 
