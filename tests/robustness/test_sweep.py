@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -316,42 +314,6 @@ def test_a_record_reads_as_it_was_written(cells: list[Cell], tmp_path: Path, wei
             read_tally(tmp_path / "t.parquet", **({"cells": cells} | wrong))
     with pytest.raises(UserError, match=r"missing\.parquet is no result"):
         read_tally(tmp_path / "missing.parquet", cells, sessions=3)
-
-
-@pytest.mark.fault
-@given(place=st.floats(0, 1, exclude_max=True), footer=st.booleans(), change=st.integers(1, 255), cut=st.booleans())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_damaged_record_is_refused_or_harmless(
-    cells: list[Cell], tmp_path: Path, place: float, footer: bool, change: int, cut: bool
-) -> None:
-    """The footer says what the other bytes mean, and no checksum of Parquet's covers it."""
-    path, tally = tmp_path / "t.parquet", random_tally(cells[:3], 1)
-    write_tally(path, tally)
-    content = bytearray(path.read_bytes())
-    first = len(content) - 8 - int.from_bytes(content[-8:-4], "little") if footer else 0
-    position = first + int(place * (len(content) - first))
-    content[position] ^= change
-    path.write_bytes(content[:position] if cut else content)
-    try:
-        again = read_tally(path, cells[:3], sessions=3)
-    except UserError as error:
-        assert "\n" not in str(error)
-    else:
-        same([again], [tally])
-        np.testing.assert_array_equal(again.calibration, tally.calibration)
-
-
-def test_a_record_of_other_values_or_columns_is_refused_though_parquet_reads_it(
-    cells: list[Cell], tmp_path: Path
-) -> None:
-    path = tmp_path / "t.parquet"
-    write_tally(path, random_tally(cells[:3], 1))
-    table = pq.read_table(path)
-    values = table.column("squared_error")
-    for column in (pc.negate(values), values.cast(pa.string()), pc.make_struct(values)):
-        pq.write_table(table.set_column(table.schema.get_field_index("squared_error"), "squared_error", column), path)
-        with pytest.raises(UserError, match=r"t\.parquet is no result of this sweep"):
-            read_tally(path, cells[:3], sessions=3)
 
 
 def test_undefined_agreement_survives_and_a_damaged_record_is_refused(tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from emolab import sealed
 from emolab.names import UserError
 from emolab.registry.verdict import Missing
 from emolab.robustness.cells import cell_id
@@ -84,8 +82,8 @@ def _sweep(tracker: MLflowTracker, sweep: str, run_id: str, weights: str) -> Swe
         return None
     try:
         evaluated = json.loads(tracker.artifact(sweep, MODELS_FILE))
-        table = pq.read_table(io.BytesIO(tracker.artifact(sweep, CELLS_FILE)), page_checksum_verification=True)
-    except (UserError, ValueError, OSError, pa.ArrowException):
+        table = sealed.from_parquet(tracker.artifact(sweep, CELLS_FILE))
+    except (UserError, ValueError, OSError):
         return None  # an unreadable sweep is no evidence
     rows = [row for row in table.to_pylist() if row["run_id"] == run_id]
     if evaluated.get(run_id) != weights or not any(row["cell"] == CLEAN for row in rows):

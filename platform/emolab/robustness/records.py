@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from emolab import sealed
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
 from emolab.robustness.engine import ENGINES
@@ -21,18 +19,7 @@ from emolab.robustness.metrics import CALIBRATION_BINS
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import canonical_json, write_atomically
 
-_ENGINE, _DIGEST = b"emolab.engine", b"emolab.digest"
-"""Keys of a file's metadata. Parquet's own checksums cover the pages and not the footer, which says where they lie."""
-_NAMES = pa.dictionary(pa.int32(), pa.string())
-_TYPES: dict[str, pa.DataType] = {
-    "cell": _NAMES,
-    "session_id": _NAMES,
-    "speaker_id": _NAMES,
-    "confusion": pa.list_(pa.int32()),
-    "calibration": pa.list_(pa.float64()),
-    "squared_error": pa.float64(),
-    "weight": pa.list_(pa.float64()),
-}
+_ENGINE = b"emolab.engine"
 
 
 def write_tally(path: Path, tally: Tally) -> None:
@@ -40,22 +27,16 @@ def write_tally(path: Path, tally: Tally) -> None:
     cells, sessions = len(tally.cells), len(tally.session_ids)
     rows = cells * sessions
     columns: dict[str, pa.Array] = {
-        "cell": pa.array([cell.id for cell in tally.cells for _ in range(sessions)]),
-        "session_id": pa.array(list(tally.session_ids) * cells),
-        "speaker_id": pa.array(list(tally.speaker_ids) * cells),
-        "confusion": _rows(tally.confusion.reshape(rows, -1)),
-        "calibration": _rows(tally.calibration.reshape(rows, -1)),
+        "cell": pa.array([cell.id for cell in tally.cells for _ in range(sessions)]).dictionary_encode(),
+        "session_id": pa.array(list(tally.session_ids) * cells).dictionary_encode(),
+        "speaker_id": pa.array(list(tally.speaker_ids) * cells).dictionary_encode(),
+        "confusion": _rows(tally.confusion.reshape(rows, -1), pa.int32()),
+        "calibration": _rows(tally.calibration.reshape(rows, -1), pa.float64()),
         "squared_error": pa.array(tally.squared_error.reshape(-1)),
     }
     if tally.weight is not None:
-        columns["weight"] = _rows(tally.weight.reshape(rows, -1))
-    table = pa.table(
-        {name: column.cast(_TYPES[name]) for name, column in columns.items()},
-        metadata={_ENGINE: tally.engine.encode(), _DIGEST: _digest(tally)},
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    write_atomically(path, buffer.getvalue())
+        columns["weight"] = _rows(tally.weight.reshape(rows, -1), pa.float64())
+    write_atomically(path, sealed.to_parquet(pa.table(columns), {_ENGINE: tally.engine.encode()}))
 
 
 def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
@@ -65,14 +46,11 @@ def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
         UserError: the file is missing, damaged, or was written for other cells or sessions.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        if any(field.type != _TYPES.get(field.name) for field in table.schema):
-            raise ValueError("other columns")
-        metadata = table.schema.metadata or {}
-        engine = metadata[_ENGINE].decode()
+        table = sealed.from_parquet(path.read_bytes())
+        engine = (table.schema.metadata or {})[_ENGINE].decode()
         if table.column("cell").to_pylist() != [cell.id for cell in cells for _ in range(sessions)]:
             raise ValueError("other cells or sessions")
-        tally = Tally(
+        return Tally(
             cells=tuple(cells),
             session_ids=tuple(table.column("session_id").to_pylist()[:sessions]),
             speaker_ids=tuple(table.column("speaker_id").to_pylist()[:sessions]),
@@ -84,9 +62,6 @@ def read_tally(path: Path, cells: Sequence[Cell], *, sessions: int) -> Tally:
             else None,
             engine=ENGINES[ENGINES.index(engine)],
         )
-        if metadata[_DIGEST] != _digest(tally):
-            raise ValueError("its content has changed")
-        return tally
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no result of this sweep ({' '.join(str(error).split())[:120]})") from None
 
@@ -110,25 +85,9 @@ def read_agreement(path: Path) -> dict[str, float]:
         raise UserError(f"{path} is no result of this sweep ({error})") from None
 
 
-def _digest(tally: Tally) -> bytes:
-    """SHA-256, in hexadecimal digits, of all that a tally holds."""
-    names = {
-        "cells": [cell.id for cell in tally.cells],
-        "sessions": tally.session_ids,
-        "speakers": tally.speaker_ids,
-        "engine": tally.engine,
-    }
-    digest = hashlib.sha256(canonical_json(names).encode())
-    for values in (tally.confusion, tally.calibration, tally.squared_error, tally.weight):
-        if values is not None:
-            digest.update(str(values.shape).encode())
-            digest.update(np.ascontiguousarray(values, np.float64).tobytes())
-    return digest.hexdigest().encode()
-
-
-def _rows(values: NDArray[np.generic]) -> pa.Array:
+def _rows(values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
     offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), kind))
 
 
 def _matrix(table: pa.Table, name: str) -> NDArray[np.float64]:

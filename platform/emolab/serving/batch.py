@@ -10,7 +10,6 @@ it in a file would be a second, unrecorded look. Sessions that were never part o
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from ray.exceptions import RayError
 
+from emolab import sealed
 from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
 from emolab.configuration import Settings
 from emolab.locks import holding
@@ -35,7 +35,7 @@ from emolab.registry.lookup import kept_model
 from emolab.serving.media import recorded_corpus, write_recordings
 from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
 from emolab.sessions.loading import Block, SessionStore, ordered_batches
-from emolab.sessions.manifest import FILE_NAME, read_manifest
+from emolab.sessions.manifest import FILE_NAME, read_manifest, write_atomically
 from emolab.sessions.shards import read_rows, sha256
 from emolab.training.recipe import TrackingSettings, fingerprint
 
@@ -87,8 +87,8 @@ class Unit:
     def done(self) -> bool:
         """Whether the file is there, whole, and of this shard and these weights."""
         try:
-            table = pq.read_table(self.file, page_checksum_verification=True)
-        except (OSError, pa.ArrowInvalid):
+            table = sealed.from_parquet(self.file.read_bytes())
+        except (OSError, ValueError):
             return False
         return {key: (table.schema.metadata or {}).get(key) for key in self.origin()} == self.origin()
 
@@ -236,7 +236,7 @@ class Predictor:
         )
         store = SessionStore([Block.from_table(read_rows(unit.shard, unit.digest))])
         table = predictions(self.loaded, store)
-        _write(table.replace_schema_metadata(unit.origin()), unit.file)
+        write_atomically(unit.file, sealed.to_parquet(table, unit.origin()))
         return {"sessions": np.array([len(store)]), "steps": np.array([table.num_rows])}
 
 
@@ -264,14 +264,3 @@ def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
         columns |= {f"confidence.{name}": confidence[:, m] for m, name in enumerate(names)}
     present = np.concatenate(parts["present"])
     return pa.table(columns | {f"present.{name}": present[:, m] for m, name in enumerate(names)})
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file, found whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

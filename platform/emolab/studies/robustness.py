@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Callable
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from edu_emotionnet import zoo
+from emolab import sealed
 from emolab.cluster import ClusterSettings, connected
 from emolab.configuration import Settings, to_yaml
 from emolab.corpora.corpus import Split
@@ -218,9 +217,7 @@ def _conclude(
 ) -> None:
     page, table = folder / "report.html", folder / CELLS_FILE
     write_atomically(page, robustness_page(results))
-    buffer = io.BytesIO()
-    pq.write_table(cell_table(results), buffer, write_page_checksum=True)
-    write_atomically(table, buffer.getvalue())
+    write_atomically(table, sealed.to_parquet(cell_table(results)))
     run.log_file(page)
     run.log_file(table)
     for group in results.groups:

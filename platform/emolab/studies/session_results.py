@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from emolab import sealed
 from emolab.names import UserError
 
 CONFIDENCE_STEPS = 30
@@ -53,10 +52,7 @@ def to_parquet(results: SessionResults) -> bytes:
         kept = [weights[seen].ravel() for weights, seen in zip(results.confidence, results.observed, strict=True)]
         columns["confidence"] = pa.array(kept, pa.list_(pa.float32()))
     described = json.dumps({"classes": results.classes, "modalities": results.modalities})
-    table = pa.table(columns).replace_schema_metadata({_METADATA: described.encode()})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+    return sealed.to_parquet(pa.table(columns), {_METADATA: described.encode()})
 
 
 def from_parquet(content: bytes) -> SessionResults:
@@ -66,7 +62,7 @@ def from_parquet(content: bytes) -> SessionResults:
         UserError: the content is damaged or something else.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = sealed.from_parquet(content)
         described = json.loads((table.schema.metadata or {})[_METADATA])
         classes, modalities = tuple(described["classes"]), tuple(described["modalities"])
         steps = table.column("steps").to_numpy()
