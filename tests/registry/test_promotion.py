@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from tests.conftest import REPOSITORY
 from tests.registry.promotion_lab import NAME, Lab, build, committed, enter, gates_file, sweep
 from tests.training.test_loop import settings_for
@@ -25,7 +26,7 @@ from tests.training.test_loop import settings_for
 from emolab.configuration import parse
 from emolab.names import UserError
 from emolab.registry import aliases, promotion
-from emolab.registry.aliases import Move, move, promoting, recover, standing
+from emolab.registry.aliases import Mark, Move, move, promoting, recover, standing
 from emolab.registry.gates import load_gates
 from emolab.registry.lookup import ModelVersion
 from emolab.registry.measurement import Served, measure
@@ -518,7 +519,7 @@ def test_a_killed_move_is_settled_by_the_next_command(
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("where", ["before the move", "between the aliases", "after the move"])
+@pytest.mark.parametrize("where", ["before the move", "between the aliases", "after the move", "between the marks"])
 def test_a_promotion_that_breaks_half_way_leaves_the_aliases_as_they_were(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -536,6 +537,13 @@ def test_a_promotion_that_breaks_half_way_leaves_the_aliases_as_they_were(
             aliases, "_point",
             lambda client, name, alias, version: broken() if version == lab.versions["first"].version
             and alias == "previous_champion" else real(client, name, alias, version),
+        )  # fmt: skip
+    elif where == "between the marks":
+        tag = MlflowClient.set_model_version_tag
+        monkeypatch.setattr(
+            MlflowClient, "set_model_version_tag",
+            lambda self, name, version, key, value: broken() if key == REPLACED
+            else tag(self, name, version, key, value),
         )  # fmt: skip
     else:
         real_standing, calls = aliases.standing, []
@@ -562,7 +570,46 @@ def test_a_promotion_that_breaks_half_way_leaves_the_aliases_as_they_were(
     assert lab.aliases() == ("first", "worse")
     assert not standing(lab.tracker.client, NAME).claims
     assert lab.tracker.client.get_run(lab.promotions()[0]).info.status == "FAILED"
-    assert PROMOTED not in lab.tags("better")
+    assert not {PROMOTED, REPLACED} & set(lab.tags("better"))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("lasting", [False, True], ids=["for a moment", "for good"])
+def test_a_rollback_that_broke_off_goes_back_once_when_it_is_repeated(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None], lasting: bool
+) -> None:
+    """The registry fails when it is to mark the version; ``for good``: it does not take the move back either."""
+    before = None
+    for role in ("first", "better", "fragile"):
+        version = lab.versions[role].version
+        replaced = Mark(version=version, key=REPLACED, value=before or "")
+        move(
+            lab.tracker.client,
+            Move(name=NAME, run_id=role, expected=before, champion=version, previous=before, marks=[replaced]),
+        )
+        before = version
+    settings = PromoteSettings(model=f"models:/{NAME}", rollback=True, output=str(lab.output))
+    with monkeypatch.context() as patch:
+
+        def failing(*_: Any) -> None:
+            if lasting:
+                patch.setattr(aliases, "_undo", failing)
+            raise MlflowException("server answered 503")
+
+        patch.setattr(MlflowClient, "set_model_version_tag", failing)
+        with pytest.raises(UserError) as error:
+            roll_back(settings, dry_run=False, report=lambda _: None)
+    one_line(error, "the registry failed", "503")
+    assert lab.aliases() == (("better", "first") if lasting else ("fragile", "better"))
+    lines: list[str] = []
+    assert roll_back(settings, dry_run=False, report=lines.append) == lab.versions["better"]
+    assert lab.aliases() == ("better", "first")
+    assert not standing(lab.tracker.client, NAME).claims
+    assert [role for role in lab.versions if "emolab.rolled_back" in lab.tags(role)] == ["fragile"]
+    gone = f"from version {lab.versions['fragile'].version} to version {lab.versions['better'].version}"
+    assert [gone in line for line in lines] == [True]
+    assert ("cut short" in lines[0]) == lasting
+    assert lab.tracker.client.get_run(lab.tracker.find("emolab.kind", "rollback")[0]).info.status == "FINISHED"
 
 
 def test_verdict_and_card_are_kept_with_the_run_and_with_the_version(lab: Lab, tmp_path: Path) -> None:

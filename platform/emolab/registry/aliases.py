@@ -2,18 +2,20 @@
 
 MLflow's aliases are not compare-and-swap, and two of them cannot move together. So a move first writes a claim, a
 tag of the registered model under a key of its own, and then reads all claims: of two moves at once at least one
-sees the other and steps back. The claim also says where the aliases are to stand, which lets a later command
-finish what a killed process began. On one machine a file lock is held around all of this.
+sees the other and steps back. The claim also says where the aliases are to stand and what the versions are to be
+marked with, which lets a later command finish what a killed process began. On one machine a file lock is held around
+all of this.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -41,6 +43,15 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A tag of a version."""
+
+    version: str
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Move:
     """A change of the champion, decided and not yet made."""
 
@@ -51,6 +62,8 @@ class Move:
     champion: str
     previous: str | None
     """Where previous_champion shall stand afterwards; None: nowhere."""
+    marks: Sequence[Mark] = ()
+    """What the versions are to say of it afterwards."""
 
 
 def standing(client: MlflowClient, name: str) -> Standing:
@@ -72,8 +85,11 @@ def standing(client: MlflowClient, name: str) -> Standing:
 
 
 @contextmanager
-def promoting(tracker: MLflowTracker, name: str, output: Path) -> Iterator[None]:
+def promoting(tracker: MLflowTracker, name: str, output: Path) -> Iterator[Sequence[Move]]:
     """Be the only promotion of a model on this machine, and finish what a killed one left behind.
+
+    Yields:
+        The moves that were finished.
 
     Raises:
         UserError: another promotion of the model is at work; the message says which.
@@ -82,48 +98,67 @@ def promoting(tracker: MLflowTracker, name: str, output: Path) -> Iterator[None]
     root = database.parent if database else output
     folder = contained(root, "promotions", name, what="registered model name")
     with holding(folder, what=f"promotion of {name}"):
-        recover(tracker.client, name, alone=database is not None)
-        yield
+        yield recover(tracker.client, name, alone=database is not None)
 
 
-def recover(client: MlflowClient, name: str, *, alone: bool) -> None:
-    """Finish or drop moves whose process is gone.
+def recover(client: MlflowClient, name: str, *, alone: bool) -> list[Move]:
+    """Finish or drop moves whose process is gone, or that could be neither made nor taken back.
 
     Args:
         alone: nobody else can be moving, so that every claim is a remnant.
 
+    Returns:
+        Those that were finished.
+
     Raises:
         UserError: a move is under way elsewhere.
     """
+    finished = []
     for run_id, content in standing(client, name).claims.items():
         claim = json.loads(content)
         if not alone and time.time() - claim["time"] < STALE_SECONDS:
             raise UserError(f"another promotion of {name} (run {run_id}) is moving its champion: try again later")
-        if standing(client, name).champion == claim["champion"]:  # decided, but the second alias was never moved
-            _point(client, name, PREVIOUS_CHAMPION, claim["previous"])
+        if standing(client, name).champion == claim["champion"]:  # decided, but what comes after was never done
+            change = _claimed(claim)
+            _point(client, name, PREVIOUS_CHAMPION, change.previous)
+            for mark in change.marks:
+                client.set_model_version_tag(name, mark.version, mark.key, mark.value)
+            finished.append(change)
         client.delete_registered_model_tag(name, CLAIM + run_id)
+    return finished
+
+
+def _claimed(claim: Mapping[str, Any]) -> Move:
+    values = {key: value for key, value in claim.items() if key not in ("time", "marks")}
+    return Move(**values, marks=[Mark(**mark) for mark in claim["marks"]])
 
 
 def move(client: MlflowClient, change: Move) -> None:
-    """Make a change of the champion, or leave both aliases as they were.
+    """Make a change of the champion, or leave the aliases and marks as they were.
+
+    Where the registry fails and goes on failing, the claim stays, and the next command finishes the move.
 
     Raises:
         UserError: the champion is no longer the one that the change was decided against, or another one is moving.
     """
     name, key = change.name, CLAIM + change.run_id
     client.set_registered_model_tag(name, key, json.dumps(asdict(change) | {"time": time.time()}))
-    before = standing(client, name)
+    before, marked = standing(client, name), list[tuple[Mark, str | None]]()
     try:
         _refuse_others(change, before)
         _refuse_unless(change, now=before.champion, wanted=change.expected)
         _point(client, name, CHAMPION, change.champion)
         _point(client, name, PREVIOUS_CHAMPION, change.previous)
         _refuse_unless(change, now=standing(client, name).champion, wanted=change.champion)
+        for mark in change.marks:
+            marked.append((mark, client.get_model_version(name, mark.version).tags.get(mark.key)))
+            client.set_model_version_tag(name, mark.version, mark.key, mark.value)
     except BaseException:
-        _undo(client, change, before)
+        _undo(client, change, before, marked)
         client.delete_registered_model_tag(name, key)
         raise
-    client.delete_registered_model_tag(name, key)
+    with suppress(MlflowException):  # the move is made: a claim that stays is dropped by the next command
+        client.delete_registered_model_tag(name, key)
 
 
 def _refuse_others(change: Move, now: Standing) -> None:
@@ -143,11 +178,19 @@ def _refuse_unless(change: Move, *, now: str | None, wanted: str | None) -> None
         )
 
 
-def _undo(client: MlflowClient, change: Move, before: Standing) -> None:
-    """Put the aliases back, unless someone else has moved the champion since, or it was ours before."""
+def _undo(client: MlflowClient, change: Move, before: Standing, marked: Sequence[tuple[Mark, str | None]]) -> None:
+    """Put the marks back, and the aliases, unless someone else has moved the champion since, or it was ours before.
+
+    The champion comes last: while it stands where the claim says, whatever breaks off here is finished later.
+    """
+    for mark, known in reversed(marked):
+        if known is None:
+            client.delete_model_version_tag(change.name, mark.version, mark.key)
+        else:
+            client.set_model_version_tag(change.name, mark.version, mark.key, known)
     if standing(client, change.name).champion == change.champion != before.champion:
-        _point(client, change.name, CHAMPION, before.champion)
         _point(client, change.name, PREVIOUS_CHAMPION, before.previous)
+        _point(client, change.name, CHAMPION, before.champion)
 
 
 def _point(client: MlflowClient, name: str, alias: str, version: str | None) -> None:

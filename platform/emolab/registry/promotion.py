@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from emolab.configuration import Settings, to_yaml
 from emolab.names import UserError, checked_name
-from emolab.registry.aliases import Move, move, promoting, standing
+from emolab.registry.aliases import Mark, Move, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
 from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather, untested
 from emolab.registry.gates import SHIPPED, Gates, load_gates
@@ -27,7 +27,7 @@ from emolab.registry.judgement import NEED_THE_TEST, ROLLED_BACK, judge
 from emolab.registry.lookup import ModelVersion, find_version
 from emolab.registry.measurement import machine, measure
 from emolab.registry.next_steps import next_steps
-from emolab.registry.records import REPLACED, record_verdict, tag_promoted
+from emolab.registry.records import REPLACED, promoted_marks, record_verdict
 from emolab.registry.verdict import GateResult, Missing, Verdict
 from emolab.sessions.manifest import read_manifest
 from emolab.studies.test_split import openings
@@ -94,7 +94,7 @@ def promote(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str],
 
 
 def roll_back(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str], None]) -> ModelVersion:
-    """Make the previous champion the champion again, and record why.
+    """Make the previous champion the champion again, and record why; one that was cut short is finished instead.
 
     Raises:
         UserError: there is no previous champion, or another promotion is at work.
@@ -102,16 +102,28 @@ def roll_back(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str
     tracker = _tracker(settings)
     name = settings.model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     checked_name(name, what="registered model name")
-    with _registry_errors(), nullcontext() if dry_run else promoting(tracker, name, Path(settings.output)):
+    with (
+        _registry_errors(),
+        nullcontext(()) if dry_run else promoting(tracker, name, Path(settings.output)) as finished,
+    ):
+        for change in finished:
+            if any(mark.key == ROLLED_BACK for mark in change.marks):  # not: once more back from where it went
+                tracker.resume(change.run_id).finish()
+                report(f"{_went_back(change)}: that rollback, which was cut short, is finished now")
+                return find_version(f"models:/{name}/{change.champion}", tracker)
         now = standing(tracker.client, name)
         if now.champion is None or now.previous is None:
             raise UserError(f"{name} has no previous champion to go back to")
         restored = find_version(f"models:/{name}/{now.previous}", tracker)
-        if not dry_run:
-            _restore(settings, name, now.champion, now.previous, tracker)
-    done = "would go" if dry_run else "went"
-    report(f"the champion of {name} {done} back from version {now.champion} to version {now.previous}")
+        if dry_run:
+            report(f"the champion of {name} would go back from version {now.champion} to version {now.previous}")
+        else:
+            _restore(settings, name, now.champion, now.previous, tracker, report)
     return restored
+
+
+def _went_back(change: Move) -> str:
+    return f"the champion of {change.name} went back from version {change.expected} to version {change.champion}"
 
 
 def _tracker(settings: PromoteSettings) -> MLflowTracker:
@@ -252,21 +264,35 @@ def _move(verdict: Verdict, tracker: MLflowTracker, run: Run) -> None:
         expected=verdict.champion,
         champion=verdict.version,
         previous=verdict.champion,
+        marks=promoted_marks(verdict),
     )
     move(tracker.client, change)
-    tag_promoted(verdict, tracker, run)
 
 
-def _restore(settings: PromoteSettings, name: str, champion: str, previous: str, tracker: MLflowTracker) -> None:
+def _restore(
+    settings: PromoteSettings,
+    name: str,
+    champion: str,
+    previous: str,
+    tracker: MLflowTracker,
+    report: Callable[[str], None],
+) -> None:
     before = _tag(tracker, name, previous, REPLACED)
     tags = {"emolab.kind": "rollback", "emolab.rolled_back_from": champion, "emolab.rolled_back_to": previous}
     run = tracker.start(f"rollback-{name}"[:120], tags=code_version() | tags | {"emolab.reason": settings.reason})
     try:
-        change = Move(name=name, run_id=run.run_id, expected=champion, champion=previous, previous=before or None)
-        move(tracker.client, change)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         told = f"{when}, run {run.run_id}" + (f": {settings.reason}" if settings.reason else "")
-        tracker.client.set_model_version_tag(name, champion, ROLLED_BACK, told)
+        change = Move(
+            name=name,
+            run_id=run.run_id,
+            expected=champion,
+            champion=previous,
+            previous=before or None,
+            marks=[Mark(version=champion, key=ROLLED_BACK, value=told)],
+        )
+        move(tracker.client, change)
+        report(_went_back(change))
     except BaseException:
         run.finish("FAILED")
         raise

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from emolab.names import contained
+from emolab.registry.aliases import Mark
 from emolab.registry.judged import Judged
 from emolab.registry.verdict import Verdict
 from emolab.reports.model_card import card_files, card_summary
@@ -48,12 +49,11 @@ def record_verdict(
     report(f"verdict {folder / 'verdict.html'}\ncard    {folder / 'model_card.html'}")
 
 
-def tag_promoted(verdict: Verdict, tracker: MLflowTracker, run: Run) -> None:
-    """Say with the version and with the run that the alias has moved."""
+def promoted_marks(verdict: Verdict) -> list[Mark]:
+    """What a version says once the alias has moved to it."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    for key, value in ((PROMOTED, when), (REPLACED, verdict.champion or "")):
-        tracker.client.set_model_version_tag(verdict.model, verdict.version, key, value)
-    run.set_tags({PROMOTED: when})
+    tags = {PROMOTED: when, REPLACED: verdict.champion or ""}
+    return [Mark(version=verdict.version, key=key, value=value) for key, value in tags.items()]
 
 
 def _tag_version(judged: Judged, tracker: MLflowTracker, card: dict[str, bytes]) -> None:
