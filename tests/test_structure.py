@@ -70,3 +70,9 @@ def test_nothing_of_ours_is_pickled() -> None:
 def test_jobs_are_thin() -> None:
     for path in sources("jobs"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
+
+
+def test_the_platform_runs_where_only_what_it_depends_on_is_installed() -> None:
+    """As on a cluster that is sent the code (docs/cluster.md): its version is not asked of the installation."""
+    for source in sources("platform", "model", "jobs"):
+        assert "edu-emotionnet-lab" not in source.read_text(encoding="utf-8"), source

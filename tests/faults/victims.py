@@ -114,7 +114,7 @@ def beginning(job: str, data: str, output: str, uri: str, at: str, say: Say) -> 
         MlflowClient.create_run = die_answered
     elif at:
         sys.addaudithook(die_opening)
-    plan = SimpleNamespace(folder=folder, manifest=manifest)
+    plan = SimpleNamespace(folder=folder, manifest=manifest, cells=())
     match job:
         case "training":
             settings: Any = TrainSettings.model_validate({"data": data, "output": output})

@@ -37,6 +37,7 @@ from emolab.studies import test_split as opening
 from emolab.studies.robustness import RobustnessSettings, robustness
 from emolab.studies.robustness_results import Group, RobustnessResults, grouped
 from emolab.studies.statistics import holm
+from emolab.tracking import beginning
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.recipe import TrackingSettings
 from emolab.training.train import TrainedModel, train
@@ -169,13 +170,15 @@ def test_the_tracked_run_holds_page_table_and_figures(finished: Finished, traine
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_again(
-    finished: Finished, trained: Trained
+    finished: Finished, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, results, _ = finished
     seed_0, seed_1, late, audio = trained.models
     names = [str(seed_0.folder), f"runs:/{seed_1.run_id}", late.run_id, str(audio.folder / "model")]
     names.append("models:/toy-model@challenger")  # seed_0 again: still one model
     table = (trained.output / results.name / "cells.parquet").read_bytes()
+    computed_by = trained.tracker.read(results.run_id).tags["emolab.git_commit"]
+    monkeypatch.setattr(beginning, "code_version", lambda: {"emolab.git_commit": "later", "emolab.git_clean": "false"})
     lines: list[str] = []
     again = robustness(settings.model_copy(update={"model": tuple(names)}), dry_run=False, report=lines.append)
     assert again is not None
@@ -183,7 +186,9 @@ def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_agai
     assert (trained.output / results.name / "cells.parquet").read_bytes() == table
     assert trained.tracker.find("emolab.kind", "robustness") == [results.run_id]
     assert not [line for line in lines if line.startswith("unit ")]
-    assert trained.tracker.read(results.run_id).tags[opening.OPENINGS] == "1"  # nothing was left to read
+    tags = trained.tracker.read(results.run_id).tags
+    assert tags[opening.OPENINGS] == "1"  # nothing was left to read
+    assert tags["emolab.git_commit"] == computed_by
     assert trained.tracker.client.get_run(results.run_id).info.status == "FINISHED"
 
 

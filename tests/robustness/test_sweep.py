@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,11 @@ from tests.conftest import REPOSITORY
 from tests.training.test_loop import settings_for
 from torch import nn
 
+import edu_emotionnet
+import emolab
 from edu_emotionnet.batch import Predictions, SessionBatch
 from emolab.names import UserError
-from emolab.robustness import sweep
+from emolab.robustness import sweep, sweep_plan
 from emolab.robustness.cells import Cell
 from emolab.robustness.evaluator import Evaluator, agreement, surroundings_of
 from emolab.robustness.records import read_agreement, read_tally, write_agreement, write_tally
@@ -256,7 +259,7 @@ def test_a_sweep_on_gpus_that_are_not_there_is_refused(
 
 
 def test_the_plan_knows_everything_that_decides_a_unit(
-    plan: SweepPlan, models: list[Path], toy_data: Path, cells: list[Cell]
+    plan: SweepPlan, models: list[Path], toy_data: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len({unit.file for unit in plan.units}) == len(plan.units)
     files = {unit.file for unit in plan.units if unit.cells}
@@ -270,8 +273,23 @@ def test_the_plan_knows_everything_that_decides_a_unit(
         plan_sweep(models, toy_data, "test", cells, **SIZES, bfloat16=True),
         plan_sweep(models, toy_data, "test", cells, **SIZES, gpus=0.5),
     ]
+    monkeypatch.setattr(sweep_plan, "code_digest", lambda: "of changed code")
+    others.append(plan_sweep(models, toy_data, "test", cells, **SIZES))
     for other in others:
         assert not files & {unit.file for unit in other.units if unit.cells}
+
+
+@pytest.mark.parametrize("changed", ["edu_emotionnet/feedback.py", "emolab/robustness/corruptions/frame_noise.py"])
+def test_changed_code_is_another_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    known = sweep_plan.code_digest()
+    for package in (emolab, edu_emotionnet):
+        copy = tmp_path / package.__name__
+        shutil.copytree(Path(package.__file__ or "").parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(package, "__file__", str(copy / "__init__.py"))
+    assert sweep_plan.code_digest.__wrapped__() == known  # wherever it lies
+    with (tmp_path / changed).open("a") as source:
+        source.write("# changed\n")
+    assert sweep_plan.code_digest.__wrapped__() != known
 
 
 @given(sessions=st.integers(1, 40), some=st.integers(1, 60))

@@ -44,6 +44,8 @@ from emolab.studies.comparison_settings import MODELS, CompareSettings, with_def
 from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
 from emolab.studies.theory import TheoryRecord
+from emolab.tracking import beginning
+from emolab.tracking.provenance import CLEAN, COMMIT
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.data import TRAINING_SPLITS
 from emolab.training.loop import evaluate
@@ -146,7 +148,10 @@ def test_the_test_split_is_opened_once_per_cell_after_all_are_trained(finished: 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_same_command_again_trains_nothing_opens_nothing_and_reports_the_same(finished: Finished) -> None:
+def test_the_same_command_again_trains_nothing_opens_nothing_and_reports_the_same(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beginning, "code_version", lambda: {COMMIT: "later", CLEAN: "false"})
     before, page = traces(finished.folder), (finished.folder / "report.html").read_bytes()
     analysis, lines = run(finished.settings)
     assert traces(finished.folder) == before
@@ -653,6 +658,12 @@ def test_a_verdict_never_contradicts_the_t_test(data: st.DataObject) -> None:
 def test_openings_by_sweeps_are_counted_in_words(sweeps: int, told: str) -> None:
     analysis = judged({"edu_emotionnet": [0.8], "mult": [0.6]}, openings={"models": 9, "sweeps": sweeps})
     assert any(line.endswith(f"here 2, and for {told}") for line in header_lines(analysis))
+
+
+def test_the_code_of_every_call_that_made_a_comparison_is_named() -> None:
+    tags = {COMMIT: f"{'a' * 40} {'b' * 40}", CLEAN: "false"}
+    line = header_lines(judged({"edu_emotionnet": [0.8], "mult": [0.6]}, tags=tags))[-1]
+    assert f"code {'a' * 12}, {'b' * 12} with changes" in line
 
 
 def test_tables_of_differences_have_room_on_the_page_and_all_columns_in_the_files() -> None:

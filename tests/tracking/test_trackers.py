@@ -8,8 +8,9 @@ import pytest
 from tests.tracking.tracking_server import free_port, mlflow_server
 
 from emolab.names import UserError
-from emolab.tracking import runs
-from emolab.tracking.provenance import code_version
+from emolab.tracking import beginning, runs
+from emolab.tracking.beginning import CODE, RECORD, folder_run
+from emolab.tracking.provenance import CLEAN, COMMIT, code_version
 from emolab.tracking.runs import MLflowTracker, attached, open_tracker
 from emolab.tracking.tracker import NoTracker, Tracker
 
@@ -80,6 +81,40 @@ def test_runs_are_found_however_many_answers_they_fill(tracker: Tracker, monkeyp
         stored = tracker.children(parent.run_id)
         assert sorted(stored) == sorted(tracker.find("kind", "page")) == sorted(begun)
         assert [tracker.read(run_id).name for run_id in stored] == [f"p{i}" for i in range(5)]
+
+
+def test_the_run_of_a_folder_names_the_code_of_every_call_that_computed(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(commit: str, *, clean: str = "true", computes: bool = True) -> str:
+        monkeypatch.setattr(beginning, "code_version", lambda: {COMMIT: commit, CLEAN: clean})
+        folder = tmp_path / "made-by-several"
+        return folder_run(tracker, folder, {}, holds="another", tags={"kind": "made"}, computes=computes).run_id
+
+    def told(run_id: str) -> tuple[str, str] | None:
+        if not isinstance(tracker, MLflowTracker):
+            return None
+        tags = tracker.read(run_id).tags
+        return tags[COMMIT], tags[CLEAN]
+
+    known = not isinstance(tracker, NoTracker)
+    run_id = call("a")
+    assert told(run_id) == (("a", "true") if known else None)
+    for commit, values, expected in (
+        ("b", {"clean": "false", "computes": False}, ("a", "true")),  # it found everything there
+        ("c", {}, ("a c", "true")),
+        ("c", {"clean": "unknown"}, ("a c", "unknown")),
+        ("b", {"clean": "false"}, ("a c b", "false")),
+        ("a", {}, ("a c b", "false")),  # what changed code has computed is still there
+    ):
+        call(commit, **values)
+        assert told(run_id) == (expected if known else None)
+    (tmp_path / "made-by-several" / RECORD).unlink()  # as people are told to where it is damaged
+    assert call("a") == run_id
+    assert told(run_id) == (("a c b", "false") if known else None)
+    (tmp_path / "made-by-several" / CODE).write_bytes(b"[nothing")
+    call("a")
+    assert told(run_id) == (("unknown a", "unknown") if known else None)
 
 
 def test_the_environment_variable_names_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,9 @@ from emolab.locks import holding
 from emolab.names import UserError
 from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import read_manifest
+from emolab.tracking import beginning
 from emolab.tracking.beginning import RECORD
+from emolab.tracking.provenance import CLEAN, COMMIT
 from emolab.tracking.runs import existing_tracker
 from emolab.tracking.tracker import MissingRunError
 from emolab.training.augmentation import add_noise, drop_steps
@@ -237,10 +239,17 @@ def test_feature_noise_is_a_function_of_the_session_and_never_touches_the_paddin
         assert (deviation < 2 * torch.tensor(data.manifest.statistics.std[name])).all()
 
 
-def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(toy_data: Path, tmp_path: Path) -> None:
+def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = settings_for(toy_data, tmp_path).model_copy(update={"name": "mine"})
-    first, second = train(settings), train(settings)
+    first = train(settings)
+    tracker = existing_tracker(**settings.tracking.model_dump(), output=tmp_path)
+    before = tracker.read(first.run_id).tags
+    monkeypatch.setattr(beginning, "code_version", lambda: {COMMIT: "later", CLEAN: "false"})
+    second = train(settings)
     assert (first.run_id, first.progress) == (second.run_id, second.progress)
+    assert tracker.read(first.run_id).tags == before  # of the code that trained, not of that which found it trained
     with pytest.raises(UserError, match="another configuration"):
         train(settings_for(toy_data, tmp_path, seed=9).model_copy(update={"name": "mine"}))
     with pytest.raises(UserError, match="not allowed"):

@@ -102,12 +102,15 @@ def _clean_commit(asked: Provenance, challenger: Evidence) -> GateResult:
     changed = [run_id[:8] for run_id, clean in challenger.commits.items() if clean == "false"]
     unknown = [run_id[:8] for run_id, clean in challenger.commits.items() if clean not in ("true", "false")]
     if changed:
-        sentence = f"Code that was not committed ran in {', '.join(changed)}: commit it and run that again."
+        sentence = (
+            f"Code that was not committed ran in {', '.join(changed)}: commit it and run that again under another name."
+        )
         return decided("clean_commit", False, sentence, runs)
     if unknown:
         return missing("clean_commit", Missing(reason=f"no commit is known of the code in {', '.join(unknown)}"), runs)
-    commit = challenger.training.tags.get("emolab.git_commit", "unknown")[:10]
-    return decided("clean_commit", True, f"All evidence came from committed code, training from {commit}.", runs)
+    commits = challenger.training.tags.get("emolab.git_commit", "unknown").split()
+    named = ", ".join(commit[:10] for commit in commits)
+    return decided("clean_commit", True, f"All evidence came from committed code, training from {named}.", runs)
 
 
 def _opened_once(asked: Provenance, challenger: Evidence) -> GateResult:

@@ -36,9 +36,13 @@ def header_lines(analysis: Analysis) -> list[str]:
         lines.append(f"{len(failed)} cells diverged and have no result: {names}. Their models are judged by the rest.")
     tags = comparison.tags
     clean = {"true": "", "false": " with changes"}.get(tags.get("emolab.git_clean", ""), " (changes unknown)")
-    commit, versions = tags.get("emolab.git_commit", "unknown")[:12], tags.get("emolab.versions", "versions unknown")
+    commits, versions = (
+        tags.get("emolab.git_commit", "unknown").split(),
+        tags.get("emolab.versions", "versions unknown"),
+    )
+    code = ", ".join(commit[:12] for commit in commits)
     lines.append(
-        f"Run {comparison.run_id}, data set {manifest.digest[:16]}, code {commit}{clean}, {versions}. "
+        f"Run {comparison.run_id}, data set {manifest.digest[:16]}, code {code}{clean}, {versions}. "
         f"Command: {tags.get('emolab.command', 'unknown')}"
     )
     return lines

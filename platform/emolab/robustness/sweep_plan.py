@@ -1,7 +1,7 @@
 """A sweep cut into units of work, each of which leaves one file.
 
-Units are planned from the data and the suite alone: the same files, whatever the number of actors and however often
-the sweep was interrupted.
+Units are planned from the data, the suite and the code that evaluates: the same files, whatever the number of actors
+and however often the sweep was interrupted, and others once that code has changed.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 
+import edu_emotionnet
+import emolab
 from emolab.checkpoint import MANIFEST
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
@@ -21,6 +23,9 @@ from emolab.training.train import load_model
 
 SESSIONS_PER_UNIT = 64
 CELLS_PER_UNIT = 256
+_SOURCES = ("robustness", "sessions", "scores.py", "studies/robustness.py", "studies/robustness_results.py")
+"""What makes the cells' figures out of models and sessions, beside the models' own package; the last two sum them up,
+so that a sweep's metrics, table and page are of one code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,7 @@ def plan_sweep(
     units = []
     for number, folder in enumerate(models):
         _check_fit(folder, manifest, data)
-        evaluated = [version("edu-emotionnet-lab"), _digest(folder), manifest.digest, split]
+        evaluated = [code_digest(), _digest(folder), manifest.digest, split]
         evaluated += ["bfloat16"] if bfloat16 else []
         evaluated += ["gpu"] if gpus else []  # rounds differently: the parts of a sweep are of one kind
         for first in range(0, summary.sessions, sessions_per_unit):
@@ -94,6 +99,18 @@ def plan_sweep(
         bfloat16=bfloat16,
         gpus=gpus,
     )
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the sources that decide what a sweep finds."""
+    platform, models = Path(emolab.__file__).parent, Path(edu_emotionnet.__file__).parent
+    digest = hashlib.sha256()
+    for source in (*(platform / name for name in _SOURCES), models):
+        for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{file.relative_to(source.parent)} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _check_fit(folder: Path, manifest: Manifest, data: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ import torch
 from pydantic import Field, model_validator
 from ray.exceptions import RayError
 
-from emolab import sealed
+from emolab import __version__, sealed
 from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
 from emolab.configuration import Settings
 from emolab.locks import holding
@@ -155,7 +154,7 @@ def _plan(settings: PredictSettings, loaded: LoadedModel) -> list[Unit]:
     shards = _of_data_set(settings, loaded) if settings.data else _of_folder(Path(settings.shards or ""), loaded)
     if not shards:
         raise UserError(f"there are no shards to predict in {settings.data or settings.shards}")
-    content = [version("edu-emotionnet-lab"), loaded.kept.digest, *(f"{name} {digest}" for name, _, digest in shards)]
+    content = [__version__, loaded.kept.digest, *(f"{name} {digest}" for name, _, digest in shards)]
     name = settings.name or f"predictions-{loaded.kept.name}-{fingerprint({'content': content})}"
     folder = contained(Path(settings.output).resolve(), name, what="name")
     return [

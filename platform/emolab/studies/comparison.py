@@ -27,9 +27,9 @@ from emolab.studies.comparison_search import check_searches, tuned_by_search
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
 from emolab.studies.report import ReportSettings
+from emolab.studies.test_split import FILE_NAME as TESTED
 from emolab.studies.test_split import openings
 from emolab.tracking.beginning import CONFIGURATION, folder_run
-from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
 from emolab.training.data import load_training_data
@@ -196,5 +196,6 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
         settings.identity() | {"data": plan.manifest.digest},
         holds="a comparison with other settings or data",
         describe=lambda run: run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json"),
-        tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"},
+        tags={"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"},
+        computes=not all((cell.folder / TESTED).exists() for cell in plan.cells),
     )

@@ -26,7 +26,7 @@ from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
 from emolab.robustness.suites import expand, load_suite
-from emolab.robustness.sweep import read_agreements, read_sweep, run_sweep
+from emolab.robustness.sweep import missing_units, read_agreements, read_sweep, run_sweep
 from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
@@ -35,7 +35,6 @@ from emolab.sessions.selection import SplitLoader, load_selection_split
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run
-from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
 from emolab.training.recipe import TrackingSettings, fingerprint
@@ -199,14 +198,14 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
         tracker,
         prepared.folder,
         {"sweep": _identity(prepared.plan)},
-        holds="a sweep of other models, cells or data",
+        holds="a sweep of other models, cells or data, or by other code",
         describe=describe,
-        tags=code_version()
-        | {
+        tags={
             "emolab.kind": "robustness",
             "emolab.dataset": prepared.manifest.digest,
             "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
         },
+        computes=bool(missing_units(prepared.plan, prepared.folder / "units", report=lambda _: None)),
     )
     settled = tracker.settle(run.run_id)  # an opening of the test split is told under the tracker's own id
     return run if settled in (None, run.run_id) else tracker.resume(settled)

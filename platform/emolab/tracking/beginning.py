@@ -3,6 +3,9 @@
 The tracker chooses the id, so there is always an instant at which it has begun a run that nobody has written down.
 Therefore a key of our own is written down first; the run carries it as a tag, by which the next process finds it.
 Once the run is described, the folder's record says which run it is.
+
+A folder also remembers which code computed what it holds: a run that several calls made is tagged with the commits of
+all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from emolab.names import UserError
 from emolab.redaction import redact
 from emolab.sessions.manifest import canonical_json, write_atomically
+from emolab.tracking.provenance import CLEAN, COMMIT, code_version
 from emolab.tracking.tracker import MissingRunError, Run, Tracker
 
 KEY_FILE = "run.key"
@@ -25,6 +29,8 @@ CONFIGURATION = "config.yaml"
 """Artifact of every run of a job, and a file in a training's folder: the whole configuration."""
 RECORD = "run.json"
 """In a run's folder: what the run is of, and which run of which tracker it is."""
+CODE = "code.json"
+"""In a run's folder: commit and cleanliness of the code of each call that computed, in order and each once."""
 
 
 def folder_run(
@@ -36,10 +42,12 @@ def folder_run(
     describe: Callable[[Run], None] = lambda _: None,
     parent: str | None = None,
     tags: Mapping[str, str] | None = None,
+    computes: bool = True,
 ) -> Run:
     """The run of a folder: taken up again where it is recorded, else begun, described, and then recorded.
 
-    A run that was deleted in the tracker is begun anew: the folder holds all that the tracker is told.
+    A run that was deleted in the tracker is begun anew: the folder holds all that the tracker is told. The run says
+    which code computed: its commit is known as clean only if that of every call was.
 
     Args:
         identity: plain values that say what the run is of; a folder belongs to one identity for ever.
@@ -47,18 +55,43 @@ def folder_run(
         parent: a run id. Where that one was begun anew, a run that goes on is moved below it.
         describe: writes what every run has from its beginning. May be called again, for a run whose process was killed
             before it was recorded.
+        tags: beside those that say which code ran.
+        computes: whether this call adds to what the folder holds; one that only finds it leaves no trace.
 
     Raises:
         UserError: the folder belongs to something else, or its record is damaged.
     """
     known = own_record(folder, identity, holds=holds)
+    version = code_version()
+    version |= _remembered(folder / CODE, version, computes=computes)
     if known is not None and known["tracker"] == redact(tracker.uri):
         with suppress(MissingRunError):
-            return tracker.resume(known["run_id"], parent=parent)
-    run = begin_once(tracker, folder, identity, parent=parent, tags=tags)
+            run = tracker.resume(known["run_id"], parent=parent)
+            if computes:
+                run.set_tags(version)
+            return run
+    run = begin_once(tracker, folder, identity, parent=parent, tags=version | dict(tags or {}))
+    run.set_tags(version)  # a process before this one may have begun it
     describe(run)
     write_record(folder, {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)})
     return run
+
+
+def _remembered(file: Path, version: Mapping[str, str], *, computes: bool) -> dict[str, str]:
+    """Tags of the code of all calls, this one among them if it computes: their commits, and whether all were clean."""
+    try:
+        known = [(str(commit), str(clean)) for commit, clean in json.loads(file.read_bytes())]
+    except FileNotFoundError:
+        known = []
+    except (ValueError, TypeError):  # damaged: nobody knows any more
+        known = [("unknown", "unknown")]
+    ours = (version[COMMIT], version[CLEAN])
+    if ours not in known and (computes or not known):
+        known.append(ours)
+        write_atomically(file, json.dumps(known).encode())  # before anything is computed
+    states = {clean for _, clean in known}
+    clean = next((state for state in ("false", "unknown", "true") if state in states), "unknown")
+    return {COMMIT: " ".join(dict.fromkeys(commit for commit, _ in known)), CLEAN: clean}
 
 
 def own_record(folder: Path, identity: Mapping[str, Any], *, holds: str) -> dict[str, Any] | None:

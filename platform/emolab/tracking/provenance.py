@@ -10,6 +10,11 @@ from pathlib import Path
 import emolab
 from emolab.redaction import command_line
 
+COMMIT = "emolab.git_commit"
+"""Tag: the commit of the code; those of all calls, where several made a run."""
+CLEAN = "emolab.git_clean"
+"""Tag: `true`, or `false` where the working tree differed from its commit in one of them; `unknown` without git."""
+
 
 def code_version() -> dict[str, str]:
     """Tags that say which code ran: release, git commit, whether the working tree differed from it, the command."""
@@ -17,8 +22,8 @@ def code_version() -> dict[str, str]:
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "emolab.version": emolab.__version__,
-        "emolab.git_commit": commit or "unknown",
-        "emolab.git_clean": "unknown" if commit is None else str(not changed).lower(),
+        COMMIT: commit or "unknown",
+        CLEAN: "unknown" if commit is None else str(not changed).lower(),
         "emolab.command": command_line(),
         "emolab.versions": ", ".join(
             f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "pyarrow")

@@ -18,8 +18,7 @@ from emolab.names import UserError, contained
 from emolab.redaction import redacted
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
-from emolab.tracking.beginning import CONFIGURATION, KEY_FILE, folder_run, own_record, read_record, write_record
-from emolab.tracking.provenance import code_version
+from emolab.tracking.beginning import CODE, CONFIGURATION, KEY_FILE, folder_run, own_record, read_record, write_record
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
 from emolab.training.loop import NonFiniteLossError, Outcome, Progress, fit, run_to_end
@@ -28,7 +27,7 @@ from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings, check_selection
 
 _ANOTHER_RUN = "a run with another configuration"
-_OWN = {LOCK, HOLDER, CONFIGURATION, "checkpoints", "model", "ray", "curves.svg"}
+_OWN = {LOCK, HOLDER, CODE, CONFIGURATION, "checkpoints", "model", "ray", "curves.svg"}
 """What lies in a run's folder beside its record and its key, which may have been taken away."""
 TOLD = "told"
 """Key of a run's record that is true once the tracker has all of a finished run."""
@@ -224,7 +223,8 @@ def _claim(
         holds=_ANOTHER_RUN,
         describe=describe,
         parent=parent,
-        tags=code_version() | {"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
+        tags={"emolab.dataset": manifest.digest, "emolab.kind": "train"} | tags,
+        computes=not finished_before(folder),
     )
 
 

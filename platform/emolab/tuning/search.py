@@ -15,7 +15,6 @@ from emolab.names import UserError
 from emolab.redaction import redacted
 from emolab.sessions.manifest import Manifest, write_atomically
 from emolab.tracking.beginning import CONFIGURATION, folder_run, own_record
-from emolab.tracking.provenance import code_version
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
@@ -169,7 +168,7 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
         _identity(plan),
         holds=_ANOTHER_RUN,
         describe=describe,
-        tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
+        tags={"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
     )
 
 
