@@ -62,13 +62,19 @@ def test_a_resumed_run_records_an_epoch_once_however_often_it_ran(tracker: Track
         assert [m.step for m in tracker.client.get_metric_history(run.run_id, "score")] == [1, 2]
 
 
-def test_runs_are_found_by_tag(tracker: Tracker) -> None:
+def test_runs_are_found_by_tag(tracker: Tracker, output: Path) -> None:
     parent = tracker.start("finder")
     runs = [tracker.start(f"f{i}", parent=parent.run_id, tags={"kind": "trial"}).run_id for i in range(3)]
     if not isinstance(tracker, NoTracker):
         assert set(tracker.find("kind", "trial", parent=parent.run_id)) == set(runs)
         with pytest.raises(UserError):
             tracker.find("kind", "x' or 1=1")
+        assert isinstance(tracker, MLflowTracker)
+        other = open_tracker(enabled=True, uri=tracker.uri, experiment="other", output=output / "other")
+        elsewhere = other.start("elsewhere", tags={"kind": "trial"}).run_id
+        other.close()
+        assert elsewhere not in tracker.find("kind", "trial")
+        assert set(tracker.find_anywhere("kind", "trial")) == {*runs, elsewhere}
         with pytest.raises(UserError):
             tracker.start("../evil")
 

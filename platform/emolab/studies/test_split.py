@@ -112,9 +112,10 @@ def open_for_sweep(manifest: Manifest, *, run_id: str, tracker: MLflowTracker) -
 
 
 def openings(tracker: MLflowTracker, dataset: str) -> dict[str, int]:
-    """How often a tracker saw a data set's test split opened: for `models` in comparisons, and for `sweeps`."""
+    """How often a tracker saw a data set's test split opened, in any experiment: for `models` in comparisons, and for
+    `sweeps`."""
     counted = {"models": 0, "sweeps": 0}
-    for run_id in tracker.find(DATASET, dataset):
+    for run_id in tracker.find_anywhere(DATASET, dataset):
         tags = tracker.read(run_id).tags
         counted["sweeps" if tags.get(OPENED_BY) == run_id else "models"] += int(tags.get(OPENINGS, "0"))
     return counted

@@ -141,6 +141,9 @@ class BufferedTracker(MLflowTracker):
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
         return self._ask(lambda: MLflowTracker.find(self, tag, value, parent=self._remote(parent) if parent else None))
 
+    def find_anywhere(self, tag: str, value: str) -> Sequence[str]:
+        return self._ask(lambda: MLflowTracker.find_anywhere(self, tag, value))
+
     def children(self, run_id: str) -> list[str]:
         return self._ask(lambda: MLflowTracker.children(self, self._remote(run_id)))
 

@@ -28,7 +28,7 @@ from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tra
 
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
 _PAGE = 1000
-"""Runs that one answer holds."""
+"""Runs, or experiments, that one answer holds."""
 
 
 class MLflowRun(Run):
@@ -149,18 +149,36 @@ class MLflowTracker(Tracker):
             conditions.append(f"tags.`{PARENT_TAG}` = '{checked_name(parent, what='run id')}'")
         return self._search(" and ".join(conditions), "attributes.start_time DESC")
 
+    def find_anywhere(self, tag: str, value: str) -> Sequence[str]:
+        """Ids of the runs of all experiments that carry a tag, newest first."""
+        experiments: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_experiments(max_results=_PAGE, page_token=token)
+            experiments += [experiment.experiment_id for experiment in page]
+            token = page.token
+            if not token:
+                break
+        condition = f"tags.`{tag}` = '{checked_name(value, what='tag value')}'"
+        return self._search(condition, "attributes.start_time DESC", experiments)
+
     def children(self, run_id: str) -> list[str]:
         """Ids of the runs below a run, in the order in which they began."""
         parent = f"tags.`{PARENT_TAG}` = '{checked_name(run_id, what='run id')}'"
         return self._search(parent, "attributes.start_time ASC")
 
-    def _search(self, condition: str, order: str) -> list[str]:
-        """Ids of all runs of the experiment that meet a condition."""
+    def _search(self, condition: str, order: str, experiments: Sequence[str] | None = None) -> list[str]:
+        """Ids of all runs that meet a condition.
+
+        Args:
+            experiments: their ids; None: the tracker's own.
+        """
+        among = [self._experiment] if experiments is None else list(experiments)
         found: list[str] = []
         token: str | None = None
         while True:
             page = self._client.search_runs(
-                [self._experiment], condition, ViewType.ACTIVE_ONLY, _PAGE, order_by=[order], page_token=token
+                among, condition, ViewType.ACTIVE_ONLY, _PAGE, order_by=[order], page_token=token
             )
             found += [run.info.run_id for run in page]
             token = page.token
