@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -23,19 +25,23 @@ from tests.conftest import REPOSITORY
 from tests.registry.promotion_lab import NAME, Lab, build, committed, enter, gates_file, sweep
 from tests.training.test_loop import settings_for
 
+from emolab import sealed
 from emolab.configuration import parse
 from emolab.names import UserError
 from emolab.registry import aliases, promotion
 from emolab.registry.aliases import Mark, Move, move, promoting, recover, standing
+from emolab.registry.evidence import Evidence, RegisteredWeights, gather
 from emolab.registry.gates import load_gates
 from emolab.registry.lookup import ModelVersion
 from emolab.registry.measurement import Served, measure
 from emolab.registry.promotion import PromoteSettings, promote, roll_back
 from emolab.registry.records import PROMOTED, REPLACED, VERDICT
 from emolab.registry.verdict import Missing, Verdict
+from emolab.robustness.cells import cell_id
 from emolab.sessions.manifest import read_manifest
 from emolab.studies.robustness import RobustnessSettings
 from emolab.studies.test_split import OPENED_BY, OPENINGS, openings
+from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -223,7 +229,7 @@ def test_what_to_do_next_can_be_pasted_as_it_stands(lab: Lab, tmp_path: Path) ->
     gates = gates_file(tmp_path, missing_modalities={"rates": [0.0, 0.3, 0.6]})
     lines: list[str] = []
     promote(settings_of(lab, version, gates), dry_run=True, report=lines.append)
-    told = [shlex.split(line.removeprefix("next    ")) for line in lines if line.startswith("next ")]
+    told = commands(lines)
     assert [Path(words[1]).name for words in told] == ["robustness.py", "promote.py"]
     swept, _ = parse(RobustnessSettings, told[0][2:], description="")
     assert (swept.models, swept.suite) == ((version.uri,), "promotion")
@@ -232,6 +238,15 @@ def test_what_to_do_next_can_be_pasted_as_it_stands(lab: Lab, tmp_path: Path) ->
     assert settings == settings_of(lab, version, gates, evaluate=str(lab.data))
     sweep(version.run_id, lab.data, lab.output, lab.tracker)  # as the first of them, by a smaller suite
     lines.clear()
+    lab.tracker.resume(version.run_id).set_tags({"emolab.git_clean": "unknown"})
+    promote(settings, dry_run=False, report=lines.append)
+    assert any(line.startswith("test split stays closed, since it would not bring what is missing") for line in lines)
+    unknown = f"clean_commit: No commit is known of the code in {version.run_id[:8]}."
+    assert [line for line in lines if line.startswith("next ")] == [
+        f"next    before the test split is opened: {unknown}"
+    ]
+    lines.clear()
+    lab.tracker.resume(version.run_id).set_tags({"emolab.git_clean": "true"})
     promote(settings, dry_run=False, report=lines.append)
     assert lab.tracker.read(version.run_id).tags[OPENINGS] == "1"
     assert not [line for line in lines if line.startswith("next ")]
@@ -253,6 +268,113 @@ def test_a_command_that_was_refused_is_not_what_to_do_next(lab: Lab, tmp_path: P
         f"{version.uri} has no test evaluation on record, though a sweep has opened the split: the split stays closed "
         "while it fails anyway: missing_rate_area"
     )
+
+
+def sweeps(lab: Lab) -> list[str]:
+    return list(lab.tracker.find("emolab.kind", "robustness"))
+
+
+@pytest.fixture
+def without_sweeps(lab: Lab) -> Iterator[str]:
+    """As if nothing had been swept yet; gives the sweep of all roles, to be copied."""
+    known = sweeps(lab)
+    for run_id in known:
+        lab.tracker.client.delete_run(run_id)
+    yield known[-1]
+    for run_id in sweeps(lab):
+        lab.tracker.client.delete_run(run_id)
+    for run_id in known:
+        lab.tracker.client.restore_run(run_id)
+
+
+def copy_of(lab: Lab, sweep: str, folder: Path, *roles: str, seed: int = 0, engine: str = "plain") -> str:
+    """A sweep that is newer, of some of the models, with another corruption seed or engine."""
+    mine = {lab.versions[role].run_id for role in roles}
+    rows = []
+    for row in sealed.from_parquet(lab.tracker.artifact(sweep, "cells.parquet")).to_pylist():
+        if row["run_id"] in mine:
+            if row["corruption"] == "frame_missing":
+                modalities = row["modalities"].split("-")
+                row |= {"seed": seed, "cell": cell_id(row["corruption"], row["level"], modalities, seed)}
+            rows.append(row | {"engine": engine})
+    tags = {key: tag for key, tag in lab.tracker.read(sweep).tags.items() if not key.startswith("mlflow.")}
+    run = lab.tracker.start("copied", tags=tags)
+    run.log_text(lab.tracker.artifact(sweep, "models.json").decode(), "models.json")
+    (folder / "cells.parquet").write_bytes(sealed.to_parquet(pa.Table.from_pylist(rows)))
+    run.log_file(folder / "cells.parquet")
+    run.finish()
+    return run.run_id
+
+
+def commands(lines: list[str]) -> list[list[str]]:
+    return [shlex.split(line.removeprefix("next    ")) for line in lines if line.startswith("next ")]
+
+
+def test_curves_are_compared_over_the_newest_sweeps_under_the_same_conditions(
+    lab: Lab, without_sweeps: str, tmp_path: Path
+) -> None:
+    lab.crown("first")
+    gates = gates_file(tmp_path, missing_modalities=HARMLESS)
+    common = copy_of(lab, without_sweeps, tmp_path, "better", "first")
+    newer = copy_of(lab, without_sweeps, tmp_path, "better", seed=1)
+    verdict, _ = attempt(lab, "better", gates, dry_run=True)
+    runs = {gate.name: gate.runs for gate in verdict.gates}
+    assert verdict.passed, verdict.summary
+    assert set(runs["missing_rate_area_against_champion"]) == set(runs["missing_rate_area"]) == {common}
+    assert runs["worst_single_modality_loss"] == (newer,)
+
+    lab.tracker.client.delete_run(common)
+    copy_of(lab, without_sweeps, tmp_path, "first")
+    verdict, lines = attempt(lab, "better", gates, dry_run=True)
+    against = next(gate for gate in verdict.gates if gate.name == "missing_rate_area_against_champion")
+    assert against.outcome == "missing evidence" and "different conditions" in against.sentence
+    [(_, job, *words)] = commands(lines)  # which makes a pair, where an opening of the test split would not
+    assert Path(job).name == "robustness.py"
+    settings, _ = parse(RobustnessSettings, words, description="")
+    assert settings.models == (lab.versions["better"].uri, lab.versions["first"].uri)
+
+
+def test_a_sweep_in_half_the_precision_is_no_evidence(lab: Lab, without_sweeps: str, tmp_path: Path) -> None:
+    copy_of(lab, without_sweeps, tmp_path, "better", engine="factorised-bfloat16")
+    verdict, _ = attempt(lab, "better", gates_file(tmp_path), dry_run=True)
+    assert obstacles(verdict) == {"calibration", "missing_rate_area", "worst_single_modality_loss"}
+    assert {outcomes(verdict)[name] for name in obstacles(verdict)} == {"missing evidence"}
+
+
+@pytest.mark.parametrize(
+    ("margin", "same_data", "named"),
+    [(0.05, True, ["better", "first"]), (None, True, ["better"]), (0.05, False, ["better"])],
+)
+def test_the_champion_is_to_be_swept_only_where_a_gate_compares_the_two(
+    lab: Lab,
+    without_sweeps: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    margin: float | None,
+    same_data: bool,
+    named: list[str],
+) -> None:
+    def gathered(tracker: Any, registered: RegisteredWeights, rates: Any) -> Evidence:
+        if registered.version == lab.versions["first"] and not same_data:
+            registered = replace(registered, state={**registered.state, "dataset_digest": "f" * 64})
+        return gather(tracker, registered, rates)
+
+    monkeypatch.setattr(promotion, "gather", gathered)
+    lab.crown("first")
+    gates = gates_file(tmp_path, missing_modalities={"area_margin": margin, "rates": [0.0, 0.3, 0.6]})
+    _, lines = attempt(lab, "better", gates, dry_run=True)
+    settings, _ = parse(RobustnessSettings, commands(lines)[0][2:], description="")
+    assert settings.models == tuple(lab.versions[role].uri for role in named)
+
+
+def test_evidence_counts_whatever_experiment_it_was_recorded_in(lab: Lab, tmp_path: Path) -> None:
+    digest = read_manifest(lab.data).digest
+    other = open_tracker(enabled=True, uri=None, experiment="other", output=lab.output)
+    assert isinstance(other, MLflowTracker)
+    assert openings(other, digest) == openings(lab.tracker, digest)
+    assert openings(other, digest)["models"] >= 4
+    verdict, _ = attempt(lab, "better", gates_file(tmp_path), dry_run=True, tracking={"experiment": "other"})
+    assert verdict.passed, verdict.summary
 
 
 def test_rates_that_the_suite_does_not_have_need_a_suite_of_ones_own(lab: Lab, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ for exactly these weights on exactly this data set.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from emolab import checkpoint
 from emolab.names import UserError
 from emolab.registry.lookup import ModelVersion, kept_model
-from emolab.registry.sweep_evidence import Curve, SingleLosses, Sweep, curve_of, single_losses_of, sweeps_of
+from emolab.registry.sweep_evidence import Curve, SingleLosses, Sweep, curves_of, no_sweep, single_losses_of, sweeps_of
 from emolab.registry.verdict import Missing
 from emolab.robustness.corruptions.observed import group_of
 from emolab.sessions.manifest import Manifest
 from emolab.studies import test_split
 from emolab.studies.session_results import SessionResults, from_parquet
+from emolab.tracking.provenance import CLEAN
 from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker, RunRecord
 
@@ -68,11 +69,16 @@ class Tested:
     openings: int
     opened: str
     opened_by: str
+    committed: str
+    """`true`, `false` or `unknown`: whether the code was committed that opened the split."""
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """(K, K) labelled steps of all sessions, rows true, columns predicted."""
         return self.sessions.confusion.sum(axis=0)
+
+
+_THE_RATES = " covers the missing rates asked for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +91,23 @@ class Evidence:
     training: RunRecord
     tested: Tested | Missing
     sweeps: Sequence[Sweep]
-    curve: Curve | Missing
+    curves: Sequence[Curve]
+    """Over the rates that are asked for; the first one counts."""
     single_losses: SingleLosses | Missing
-    commits: Mapping[str, str]
-    """Run id -> `true`, `false` or `unknown`: whether the code of a run of this evidence was committed."""
+
+    @property
+    def curve(self) -> Curve | Missing:
+        return self.curves[0] if self.curves else Missing(reason=no_sweep(self.version.uri, covering=_THE_RATES))
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """Run id -> `true`, `false` or `unknown`: whether the code of a run that this evidence is taken from was
+        committed."""
+        known = {self.version.run_id: self.training.tags.get(CLEAN, "unknown")}
+        parts = (*self.sweeps[:1], self.curve, self.single_losses)  # the newest sweep tells the calibration
+        swept = {sweep.run_id: sweep.tags.get(CLEAN, "unknown") for sweep in self.sweeps}
+        known |= {part.run_id: swept[part.run_id] for part in parts if not isinstance(part, Missing)}
+        return known | ({self.tested.opened_by: self.tested.committed} if isinstance(self.tested, Tested) else {})
 
     @property
     def version(self) -> ModelVersion:
@@ -147,22 +166,24 @@ def gather(tracker: MLflowTracker, registered: RegisteredWeights, rates: Sequenc
     training = tracker.read(version.run_id)
     sweeps = sweeps_of(tracker, run_id=version.run_id, weights=registered.digest, dataset=registered.dataset)
     tested = recorded_test(tracker, registered, training, swept=bool(sweeps))
-    curve = curve_of(sweeps, registered.modalities, rates, version.uri)
-    losses = single_losses_of(sweeps, registered.modalities, version.uri)
-    parts = (*sweeps[:1], curve, losses)  # the newest sweep tells the calibration
-    used = [version.run_id, *(part.run_id for part in parts if not isinstance(part, Missing))]
-    if isinstance(tested, Tested):
-        used.append(tested.opened_by)
     return Evidence(
         registered=registered,
         tags=dict(tracker.client.get_model_version(version.name, version.version).tags),
         training=training,
         tested=tested,
         sweeps=sweeps,
-        curve=curve,
-        single_losses=losses,
-        commits={run_id: _committed(tracker, run_id) for run_id in dict.fromkeys(used)},
+        curves=curves_of(sweeps, registered.modalities, rates),
+        single_losses=single_losses_of(sweeps, registered.modalities, version.uri),
     )
+
+
+def paired(challenger: Evidence, champion: Evidence) -> tuple[Evidence, Evidence]:
+    """The two with the newest curves first that were measured under the same conditions; unchanged without a pair."""
+    for ours in challenger.curves:
+        for theirs in champion.curves:
+            if ours.cells == theirs.cells:
+                return replace(challenger, curves=(ours,)), replace(champion, curves=(theirs,))
+    return challenger, champion
 
 
 def untested(uri: str, *, swept: bool) -> str:
@@ -190,11 +211,12 @@ def recorded_test(
         openings=int(tags.get(test_split.OPENINGS, "0")),
         opened=tags.get(test_split.OPENED, ""),
         opened_by=tags.get(test_split.OPENED_BY, ""),
+        committed=_committed(tracker, tags.get(test_split.OPENED_BY, "")),
     )
 
 
 def _committed(tracker: MLflowTracker, run_id: str) -> str:
     try:
-        return tracker.read(run_id).tags.get("emolab.git_clean", "unknown")
+        return tracker.read(run_id).tags.get(CLEAN, "unknown")
     except UserError:
         return "unknown"

@@ -3,7 +3,7 @@ first where they would be refused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
     from emolab.registry.promotion import PromoteSettings
 
 SUITE = "promotion"
-_NEED_A_SWEEP = (
-    "calibration", "missing_rate_area", "missing_rate_area_against_champion", "worst_single_modality_loss",
-)  # fmt: skip
+_AGAINST = "missing_rate_area_against_champion"
+_NEED_A_SWEEP = ("calibration", "missing_rate_area", _AGAINST, "worst_single_modality_loss")
 
 
 def next_steps(
-    settings: PromoteSettings, judged: Judged, tracker: MLflowTracker, *, closed_by: Sequence[str]
+    settings: PromoteSettings, judged: Judged, tracker: MLflowTracker, *, closed: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """What to do about gates without evidence, in the order in which it is to be done; empty where none lacks any.
 
     Args:
-        closed_by: what fails whatever the test split would bring, and so keeps it closed.
+        closed: why -> gates that keep the test split closed.
     """
     lacking = {gate.name for gate in judged.verdict.gates if gate.outcome == "missing evidence"}
     steps: list[str] = []
@@ -47,6 +46,8 @@ def next_steps(
     if unswept:
         steps.append(_sweep(settings, judged, unswept, data))
     if lacking & set(NEED_THE_TEST) and _untested(judged):
+        brought = set(_NEED_A_SWEEP) if unswept else set[str]()  # by the step before
+        closed_by = [name for names in closed.values() for name in names if name not in lacking & brought]
         steps += _mend(judged, closed_by) if closed_by else [_test(settings, judged, data)]
     return steps
 
@@ -60,11 +61,16 @@ def _mend(judged: Judged, closed_by: Sequence[str]) -> list[str]:
 
 
 def _unswept(judged: Judged, lacking: set[str]) -> list[Evidence]:
-    """Versions whose sweep a gate asks for."""
-    if not lacking & set(_NEED_A_SWEEP):
-        return []
-    both = [judged.challenger, *([judged.champion] if judged.champion is not None else [])]
-    return [e for e in both if not e.sweeps or isinstance(e.curve, Missing) or isinstance(e.single_losses, Missing)]
+    """Versions whose sweep a gate asks for: the champion only where its curve is, and on the same data."""
+    mine, other = judged.challenger, judged.champion
+    unswept = not mine.sweeps or isinstance(mine.curve, Missing) or isinstance(mine.single_losses, Missing)
+    found = [mine] if unswept and lacking & set(_NEED_A_SWEEP) else []
+    if _AGAINST in lacking and other is not None and other.dataset == mine.dataset:
+        if isinstance(other.curve, Missing):
+            return [*found, other]
+        if not isinstance(mine.curve, Missing):
+            return [mine, other]  # there is no pair of curves under the same conditions: one sweep of both makes it
+    return found
 
 
 def _sweep(settings: PromoteSettings, judged: Judged, versions: Sequence[Evidence], data: Path | None) -> str:

@@ -20,7 +20,7 @@ from emolab.configuration import Settings, to_yaml
 from emolab.names import UserError, checked_name
 from emolab.registry.aliases import Mark, Move, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
-from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather, untested
+from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather, paired, untested
 from emolab.registry.gates import SHIPPED, Gates, load_gates
 from emolab.registry.judged import Judged
 from emolab.registry.judgement import NEED_THE_TEST, ROLLED_BACK, judge
@@ -174,8 +174,7 @@ def _judge(
         if settings.evaluate:
             _check_data(fetched[0], Path(settings.evaluate))
         served = measure(fetched[0].folder, steps=gates.serving.session_steps)
-        mine, *others = [gather(tracker, registered, rates) for registered in fetched]
-        other = others[0] if others else None
+        mine, other = _gathered(tracker, fetched, rates)
         results = judge(gates, mine, other, served, promotion=run.run_id)
         if settings.evaluate and not dry_run:
             closed = _why_closed(gates, results)
@@ -185,8 +184,7 @@ def _judge(
                 mine = _kept_from_the_test(mine, closed)
             else:
                 _evaluate(fetched, Path(settings.evaluate), tracker, run, report)
-                mine, *others = [gather(tracker, registered, rates) for registered in fetched]
-                other = others[0] if others else None
+                mine, other = _gathered(tracker, fetched, rates)
             results = judge(gates, mine, other, served, promotion=run.run_id)
     verdict = Verdict(
         model=challenger.name,
@@ -200,6 +198,14 @@ def _judge(
         openings=openings(tracker, mine.dataset),
     )
     return Judged(verdict=verdict, gates=gates, challenger=mine, champion=other, served=served)
+
+
+def _gathered(
+    tracker: MLflowTracker, fetched: Sequence[RegisteredWeights], rates: Sequence[float]
+) -> tuple[Evidence, Evidence | None]:
+    """What is recorded about the challenger and, where there is one, about the champion."""
+    mine, *others = [gather(tracker, registered, rates) for registered in fetched]
+    return paired(mine, others[0]) if others else (mine, None)
 
 
 _CLOSED = {"fails anyway": "", "lacks other evidence": ", since it would not bring what is missing for"}
@@ -308,8 +314,7 @@ def _conclude(
     settings: PromoteSettings, judged: Judged, tracker: MLflowTracker, report: Callable[[str], None], *, dry_run: bool
 ) -> None:
     verdict = judged.verdict
-    closed_by = _why_closed(judged.gates, verdict.gates).get("fails anyway", [])
-    steps = next_steps(settings, judged, tracker, closed_by=closed_by)
+    steps = next_steps(settings, judged, tracker, closed=_why_closed(judged.gates, verdict.gates))
     if dry_run:
         for step in steps:
             report(f"next    {step}")

@@ -14,6 +14,7 @@ from emolab.names import UserError
 from emolab.registry.verdict import Missing
 from emolab.robustness.cells import cell_id
 from emolab.robustness.corruptions.observed import CLEAN
+from emolab.robustness.engine import INEXACT
 from emolab.robustness.metrics import area_under_curve
 from emolab.studies import test_split
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE
@@ -70,8 +71,8 @@ class SingleLosses:
 
 
 def sweeps_of(tracker: MLflowTracker, *, run_id: str, weights: str, dataset: str) -> list[Sweep]:
-    """Finished sweeps of these very weights on the test split of this data set, newest first."""
-    found = (_sweep(tracker, sweep, run_id, weights) for sweep in tracker.find("emolab.dataset", dataset))
+    """Finished, exact sweeps of these weights on the test split of this data set, in any experiment, newest first."""
+    found = (_sweep(tracker, sweep, run_id, weights) for sweep in tracker.find_anywhere("emolab.dataset", dataset))
     return [sweep for sweep in found if sweep is not None]
 
 
@@ -88,30 +89,34 @@ def _sweep(tracker: MLflowTracker, sweep: str, run_id: str, weights: str) -> Swe
     rows = [row for row in table.to_pylist() if row["run_id"] == run_id]
     if evaluated.get(run_id) != weights or not any(row["cell"] == CLEAN for row in rows):
         return None
+    if any(row["engine"] == INEXACT for row in rows):
+        return None
     return Sweep(run_id=sweep, tags=tags, rows=rows)
 
 
 def no_sweep(uri: str, *, covering: str = "") -> str:
     """That a version lacks a sweep, and which job makes one."""
     return (
-        f"no tracked sweep of these weights on this test split{covering}: jobs/robustness.py makes one of {uri} with "
-        "--suite promotion"
+        f"no tracked, exact sweep of these weights on this test split{covering}: jobs/robustness.py makes one of {uri} "
+        "with --suite promotion"
     )
 
 
-def curve_of(sweeps: Sequence[Sweep], modalities: Sequence[str], rates: Sequence[float], uri: str) -> Curve | Missing:
-    """The missing-rate curve from the newest sweep that covers all the rates."""
+def curves_of(sweeps: Sequence[Sweep], modalities: Sequence[str], rates: Sequence[float]) -> list[Curve]:
+    """The missing-rate curves of all sweeps that cover all the rates, newest first."""
+    found = []
     for sweep in sweeps:
         points = [_points(sweep, "frame_missing", modalities, rate) if rate else [sweep.clean] for rate in rates]
         if all(points):
-            return Curve(
+            curve = Curve(
                 run_id=sweep.run_id,
                 rates=tuple(rates),
                 scores=tuple(_mean(rows, "macro_f1") for rows in points),
                 calibration=tuple(_mean(rows, "calibration_error") for rows in points),
                 cells=tuple(sorted(row["cell"] for rows in points for row in rows)),
             )
-    return Missing(reason=no_sweep(uri, covering=" covers the missing rates asked for"))
+            found.append(curve)
+    return found
 
 
 def single_losses_of(sweeps: Sequence[Sweep], modalities: Sequence[str], uri: str) -> SingleLosses | Missing:

@@ -23,6 +23,7 @@ from emolab.robustness.factorised import MEMORY_BYTES, ModalityInput, encoders_i
 
 Engine = Literal["factorised", "factorised-bfloat16", "plain"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+INEXACT: Engine = "factorised-bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True)

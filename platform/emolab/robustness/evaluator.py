@@ -14,7 +14,7 @@ from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.observed import Surroundings, choose_donor
-from emolab.robustness.engine import best_engine
+from emolab.robustness.engine import INEXACT, best_engine
 from emolab.robustness.metrics import weight_quality_correlation
 from emolab.robustness.records import write_agreement, write_tally
 from emolab.robustness.sweep_plan import Unit
@@ -55,7 +55,7 @@ class Evaluator:
         ]
         engine = best_engine(self.model[1])
         if engine == "factorised" and bfloat16:
-            engine = "factorised-bfloat16"
+            engine = INEXACT
         tally = evaluate_sessions(
             self.model[1], batches, cells, surroundings=self.surroundings, device=self.device, engine=engine
         )
