@@ -806,7 +806,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "name": ({"model": "models:/nobody@challenger"}, ["nobody"]),
     "form": ({"model": "toy-model"}, ["'toy-model'", "models:/name@alias"]),
     "gates file": ({"gates": "nowhere.yaml"}, ["nowhere.yaml", "default"]),
-    "tracker": ({"output": "no-such-runs"}, ["no tracker in no-such-runs", "--output"]),
+    "tracker": ({"output": "no-such-runs"}, ["no tracker at no-such-runs/mlflow.db", "--output"]),
+    "address": ({"tracking": {"uri": "sqlite:///typo/mlflow.db"}}, ["no tracker at typo/mlflow.db", "tracking.uri"]),
     "tracking": ({"tracking": {"enabled": False}}, ["tracking.enabled=true"]),
     "data": ({"evaluate": "no-such-data"}, ["no-such-data", "jobs/prepare.py"]),
 }

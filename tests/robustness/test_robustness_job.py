@@ -337,6 +337,23 @@ def test_a_damaged_copy_is_fetched_again(trained: Trained, tmp_path: Path) -> No
     assert kept_model(folder).digest == digest
 
 
+def test_another_process_may_be_faster_to_fetch_a_model(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, cache = trained.models[0].run_id, tmp_path / "cache"
+    fetch = trained.tracker.client.__class__.download_artifacts
+
+    def outpaced(self: Any, *arguments: Any) -> str:
+        fetched = fetch(self, *arguments)
+        shutil.copytree(fetched, cache / name)
+        return fetched
+
+    monkeypatch.setattr(trained.tracker.client.__class__, "download_artifacts", outpaced)
+    (folder,) = model_folders(name, lambda: trained.tracker, cache)
+    assert kept_model(folder).digest == kept_model(trained.models[0].folder / "model").digest
+    assert [path.name for path in cache.iterdir()] == [name]
+
+
 def changed(data: Path, folder: Path, **changes: Any) -> Path:
     """A manifest like the data set's but for some of its values; planning reads nothing else."""
     values = json.loads((data / FILE_NAME).read_text()) | changes
@@ -406,8 +423,8 @@ MISTAKES: dict[str, tuple[Case, list[str]]] = {
     "one session": (on_data(splits=lambda data: splits_of(data, sessions=1)), ["one session", "two or more"]),
     "no model": (mistake(model=""), ["no model was given", "--model"]),
     "no folder": (mistake(model="nowhere/at-all"), ["'nowhere/at-all'", "run's folder"]),
-    "no run": (mistake(model="0" * 32), ["no run is recorded in", "runs"]),
-    "no version": (mistake(model="models:/nobody@champion"), ["no run is recorded in"]),
+    "no run": (mistake(model="0" * 32), ["no tracker at", "runs/mlflow.db", "--output"]),
+    "no version": (mistake(model="models:/nobody@champion"), ["no tracker at"]),
     "checkpoint": (a_checkpoint_to_resume_from, ["epoch-", "give the run's folder"]),
     "no data": (mistake(data="no-such-data"), ["no-such-data", "jobs/prepare.py"]),
     "tracking": (mistake(tracking={"enabled": False}), ["tracking.enabled=true"]),

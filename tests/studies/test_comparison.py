@@ -232,9 +232,11 @@ def test_a_run_that_is_no_comparison_is_refused_in_one_line(
     with pytest.raises(UserError) as error:
         read_comparison(tracker, "0" * 32)
     one_line(error, "0" * 32)
-    with pytest.raises(UserError) as error:
-        write_report(ReportSettings(run=cell, runs=str(tmp_path)), report=print)
-    one_line(error, "--runs")
+    typo = {"uri": f"sqlite:///{tmp_path}/typo/mlflow.db"}
+    for values in ({}, {"tracking": typo}):
+        with pytest.raises(UserError) as error:
+            write_report(ReportSettings.model_validate({"run": cell, "runs": str(tmp_path)} | values), report=print)
+        one_line(error, "no tracker at", "mlflow.db", "--runs")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,16 +176,30 @@ def _models_below(run_id: str, tracker: MLflowTracker) -> list[str]:
 
 def _of_run(run_id: str, tracker: MLflowTracker, cache: Path) -> Path:
     folder = cache / checked_name(run_id, what="run id")
-    try:
+    with suppress(UserError):  # not fetched yet, or damaged since
         return kept_model(folder).folder
-    except UserError:  # not fetched yet, or damaged since
-        shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         try:
             fetched = Path(tracker.client.download_artifacts(run_id, "model", temporary))
         except (MlflowException, OSError) as error:
             raise UserError(f"run {run_id} holds no model: {reason_of(error)}") from None
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        shutil.copytree(kept_model(fetched).folder, partial)
-        partial.replace(folder)
+        try:
+            shutil.copytree(kept_model(fetched).folder, partial)
+            _settle(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _settle(partial: Path, folder: Path) -> None:
+    """Move a fetched model to its place; a whole one that another process was faster to put there stays, since that
+    process may be reading it."""
+    try:
+        partial.replace(folder)
+    except OSError:  # something is there
+        try:
+            kept_model(folder)
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
 
 from emolab.configuration import Settings
-from emolab.names import UserError
 from emolab.reports.comparison import comparison_files
 from emolab.sessions.manifest import write_atomically
 from emolab.studies.comparison_analysis import analyse
 from emolab.studies.comparison_results import read_comparison
-from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.runs import existing_tracker
 from emolab.training.recipe import TrackingSettings
 
 
@@ -34,7 +32,8 @@ def write_report(settings: ReportSettings, *, report: Callable[[str], None]) -> 
     Raises:
         UserError: there is no such tracker, run or result.
     """
-    files = comparison_files(analyse(read_comparison(_tracker(settings), settings.run)))
+    tracker = existing_tracker(**settings.tracking.model_dump(), output=Path(settings.runs), option="--runs")
+    files = comparison_files(analyse(read_comparison(tracker, settings.run)))
     for name, content in files.items():
         if name == "report.html":
             path = Path(settings.output)
@@ -44,14 +43,3 @@ def write_report(settings: ReportSettings, *, report: Callable[[str], None]) -> 
             continue
         write_atomically(path, content)
         report(str(path))
-
-
-def _tracker(settings: ReportSettings) -> MLflowTracker:
-    configured = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not configured and not (Path(settings.runs) / "mlflow.db").exists():
-        raise UserError(f"there is no tracker in {settings.runs}: set --runs or tracking.uri")
-    tracker = open_tracker(
-        enabled=True, uri=settings.tracking.uri, experiment=settings.tracking.experiment, output=Path(settings.runs)
-    )
-    assert isinstance(tracker, MLflowTracker)
-    return tracker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from emolab.sessions.selection import SplitLoader, load_selection_split
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run
-from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.runs import MLflowTracker, existing_tracker, open_tracker
 from emolab.tracking.tracker import Run
 from emolab.training.recipe import TrackingSettings, fingerprint
 
@@ -135,7 +134,7 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
     suite = load_suite(settings.suite)
     if suite.purpose == "validation" and settings.split == "test":
         raise UserError(f"suite {suite.name!r} is for choosing, not for reporting: add --split validation")
-    tracker = cache(lambda: _existing_tracker(settings))
+    tracker = cache(lambda: existing_tracker(**settings.tracking.model_dump(), output=output))
     found = [f.resolve() for uri in settings.models for f in model_folders(uri, tracker, output / "fetched-models")]
     models = {model.digest: model for model in map(kept_model, found)}  # named twice is still one model
     data = given or training_data([*models.values()], tracker)
@@ -172,14 +171,6 @@ def _tracker(settings: RobustnessSettings) -> MLflowTracker:
     tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
     assert isinstance(tracker, MLflowTracker)  # tracking is enabled
     return tracker
-
-
-def _existing_tracker(settings: RobustnessSettings) -> MLflowTracker:
-    """The tracker for looking something up: where there is none yet, none is made."""
-    embedded = not settings.tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI")
-    if embedded and not (Path(settings.output) / "mlflow.db").exists():
-        raise UserError(f"no run is recorded in {settings.output}: give a run's folder, set output or tracking.uri")
-    return _tracker(settings)
 
 
 def _open_split(prepared: _Prepared, run: Run, tracker: MLflowTracker) -> SplitLoader:

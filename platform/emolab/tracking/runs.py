@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.commands import tool_command
-from emolab.databases import sqlite_url
+from emolab.databases import sqlite_file, sqlite_url
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
@@ -27,6 +27,8 @@ from emolab.tracking.sqlite_store import make_store
 from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tracker
 
 _BATCH = 100  # MLflow accepts at most this many parameters or tags in one request
+EMBEDDED = "mlflow.db"
+"""In an output folder: the tracker that is used where none is configured."""
 _PAGE = 1000
 """Runs, or experiments, that one answer holds."""
 
@@ -244,7 +246,7 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
 
         return BufferedTracker(configured, experiment, output=output)
     output.mkdir(parents=True, exist_ok=True)
-    return MLflowTracker(sqlite_url(output / "mlflow.db"), experiment, artifacts=output / "mlflow-artifacts")
+    return MLflowTracker(sqlite_url(output / EMBEDDED), experiment, artifacts=output / "mlflow-artifacts")
 
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
@@ -275,16 +277,23 @@ def tracker_address(uri: str | None, *, key: str = "tracking.uri") -> str | None
     return configured
 
 
-def existing_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Path) -> MLflowTracker:
+def existing_tracker(
+    *, enabled: bool, uri: str | None, experiment: str, output: Path, option: str = "--output"
+) -> MLflowTracker:
     """The tracker of a job that works on what others recorded: where there is none yet, none is made.
+
+    Args:
+        option: that gives the job the output folder of those others, for the refusal.
 
     Raises:
         UserError: tracking is disabled, nothing was recorded, or the tracker cannot be reached.
     """
     if not enabled:
         raise UserError("this job works on tracked runs: set tracking.enabled=true")
-    if not uri and not os.environ.get("MLFLOW_TRACKING_URI") and not (output / "mlflow.db").exists():
-        raise UserError(f"there is no tracker in {output}: set --output or tracking.uri")
+    configured = tracker_address(uri)
+    file = sqlite_file(configured) if configured else output / EMBEDDED
+    if file is not None and not str(file).startswith("file:") and not file.exists():
+        raise UserError(f"there is no tracker at {file}, nothing is recorded there: set {option} or tracking.uri")
     tracker = open_tracker(enabled=True, uri=uri, experiment=experiment, output=output)
     assert isinstance(tracker, MLflowTracker)
     return tracker
