@@ -120,8 +120,7 @@ class Analysis:
         """Cells whose training ended after the test split was first opened: the comparison was extended."""
         cells = [cell for cell in self.comparison.cells if cell.sessions is not None]
         first = min(datetime.fromisoformat(cell.opened).timestamp() for cell in cells)
-        # Openings are recorded to the second, cut off.
-        return sum(cell.ended is not None and cell.ended > first + 1.0 for cell in cells)
+        return sum(cell.ended is not None and cell.ended > first for cell in cells)
 
 
 def _ability(tests: Sequence[PairedTTest]) -> str:
