@@ -70,3 +70,10 @@ def test_nothing_of_ours_is_pickled() -> None:
 def test_jobs_are_thin() -> None:
     for path in sources("jobs"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
+
+
+@pytest.mark.parametrize("settings", ["emolab.training.recipe", "emolab.tuning.settings"])
+def test_a_mistyped_option_of_training_and_tuning_does_not_wait_for_the_libraries_of_later(settings: str) -> None:
+    code = f"import sys, {settings}; print({{'mlflow', 'scipy', 'matplotlib', 'transformers'}} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
