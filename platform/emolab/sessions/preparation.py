@@ -223,16 +223,18 @@ def _write(
     report(f"writing {len(plans)} shards with {sum(len(p.references) for p in plans)} sessions to {output}")
     written = write_shards(corpus, load, output, plans)
     rules = [each.rule for each in chosen.dropped]
+    facts = _all_facts(chosen, written)
     manifest = build_manifest(
         corpus,
         chosen.splits,
         written,
         seed=seed,
+        step_seconds=facts[0].step_seconds,
         protocol=protocol.identity(),
         dropped={rule: rules.count(rule) for rule in sorted(set(rules))},
         quarantined=len(chosen.refused),
     )
-    entries = inventory(chosen.splits, _all_facts(chosen, written), chosen.dropped, chosen.refused)
+    entries = inventory(chosen.splits, facts, chosen.dropped, chosen.refused)
     write_inventory(entries, manifest, output)
     write_manifest(manifest, output)
     for line in summary(entries):
