@@ -1,8 +1,10 @@
 """The data contract: what is written is read back, and nothing else is."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -286,6 +288,30 @@ def test_length_buckets_hold_similar_lengths_and_are_shuffled_anew_in_every_epoc
     assert plan(0, 0) == [
         np.random.default_rng([3, 0]).permutation(320)[start : start + 16].tolist() for start in range(0, 320, 16)
     ]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["statistics"]["std"]["audio"].reverse(),  # what a model standardises with
+        lambda values: values["splits"]["train"]["label_counts"].reverse(),  # the accuracy of guessing
+        lambda values: values["splits"]["test"]["reference_scores"].update(exact_filter=1.0),
+    ],
+)
+def test_a_changed_manifest_is_refused(
+    toy_data: Path, tmp_path: Path, change: Callable[[Any], None], one_line: Callable[..., None]
+) -> None:
+    path = tmp_path / "dataset.json"
+    values = json.loads((toy_data / path.name).read_text())
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    assert read_manifest(tmp_path) == read_manifest(toy_data)
+    change(values)
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    for reader in (read_manifest, verify):
+        with pytest.raises(UserError) as error:
+            reader(tmp_path)
+        one_line(error, str(path), "was changed after it was written", "prepare the data set again")
 
 
 def test_a_manifest_cannot_point_outside_its_folder(make_dataset: Make) -> None:

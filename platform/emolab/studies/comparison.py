@@ -19,7 +19,7 @@ from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
-from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.manifest import Manifest, manifest_text, read_manifest, write_atomically
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_cells import Cell, Place, Trained, measure_cells, score_cells, train_cells
 from emolab.studies.comparison_results import RECORD, read_comparison
@@ -195,6 +195,6 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
         plan.folder,
         settings.identity() | {"data": plan.manifest.digest},
         holds="a comparison with other settings or data",
-        describe=lambda run: run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json"),
+        describe=lambda run: run.log_text(manifest_text(plan.manifest), "dataset.json"),
         tags=code_version() | {"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"},
     )
