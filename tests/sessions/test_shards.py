@@ -1,10 +1,13 @@
 """The data contract: what is written is read back, and nothing else is."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.conftest import ToyCorpus
+from tests.sessions.staged_corpus import StagedCorpus
 
+from emolab.corpora.corpus import Corpus
+from emolab.locks import holding
 from emolab.names import UserError
 from emolab.sessions.loading import Block, SessionStore, epoch_batches, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
@@ -21,6 +27,7 @@ from emolab.sessions.preparation import assign_splits, prepare
 from emolab.sessions.schema import Session, arrow_schema, from_table
 from emolab.sessions.shards import describe, read_shard, verify, write_shard
 from emolab.sessions.splits import split_by_speaker
+from emolab.sessions.work import WorkFolder
 from emolab.training.data import load_training_data
 from emolab.training.datasets import shared_datasets
 
@@ -131,6 +138,38 @@ def test_preparing_again_keeps_what_is_there_and_refuses_another_data_set(
     with pytest.raises(UserError) as error:
         prepare(ToyCorpus(sessions=30), folder, seed=0, shard_sessions=16)
     one_line(error, "another data set", str(folder))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("corpus", [CORPUS, StagedCorpus(source="nowhere")])
+def test_a_second_driver_is_refused_before_it_touches_anything(
+    tmp_path: Path, corpus: Corpus, one_line: Callable[..., None]
+) -> None:
+    (tmp_path / "train").mkdir()
+    with patch.object(StagedCorpus, "references", CORPUS.references), holding(WorkFolder(tmp_path).root, what="work"):
+        with pytest.raises(UserError) as error:
+            prepare(corpus, tmp_path, seed=0, shard_sessions=16)
+        one_line(error, "the preparation in", "is in use by another process", str(os.getpid()))
+    assert (tmp_path / "train").is_dir()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("generated", [True, False])
+def test_a_driver_that_began_before_another_ended_finds_what_that_made(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generated: bool
+) -> None:
+    monkeypatch.setattr(ToyCorpus, "generated", generated)
+
+    def after_the_other(folder: Path, *, what: str) -> Any:
+        shutil.copytree(toy_data, tmp_path / "data")
+        return holding(folder, what=what)
+
+    monkeypatch.setattr("emolab.sessions.preparation.holding", after_the_other)
+    told: list[str] = []
+    made = prepare(CORPUS, tmp_path / "data", seed=0, shard_sessions=16, report=told.append)
+    assert made == verify(tmp_path / "data") == read_manifest(toy_data)
+    assert not told, "nothing is written again"
+    assert not WorkFolder(tmp_path / "data").root.exists()
 
 
 @pytest.mark.fault

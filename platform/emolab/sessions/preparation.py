@@ -125,7 +125,7 @@ def prepare(
 
     Raises:
         UserError: more sessions than ``max_refused`` allows had to be set aside, ids repeat, a speaker is in two
-            splits, nothing is left, or the folder holds another data set.
+            splits, nothing is left, or the folder holds another data set or is held by another preparation.
     """
     protocol = protocol or Protocol()
     existing = _existing(output, corpus, protocol, seed=seed)
@@ -134,17 +134,22 @@ def prepare(
     references = corpus.references()
     if not references:
         raise UserError(f"corpus {corpus.name} lists no session")
-    if corpus.generated and protocol == Protocol():
-        splits = assign_splits(references, seed=seed)
-        return _write(corpus, _CorpusLoader(corpus), output, _Selection(splits), shard_sessions, seed, protocol, report)
     work = WorkFolder(output)
     screened = screen(corpus, references)
+    at_once = corpus.generated and protocol == Protocol()
+    splits = assign_splits(references, seed=seed) if at_once else None
     with holding(work.root, what="preparation"):
-        finished, refused = read_recordings(
-            corpus, screened, work, output, max_refused=max_refused, stall_seconds=stall_seconds, report=report
-        )
-        chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
-        load = _WorkLoader(work, finished, protocol)
+        existing = _existing(output, corpus, protocol, seed=seed)  # another driver may just have ended
+        if existing is not None:
+            return existing
+        if splits is not None:
+            chosen, load = _Selection(splits), _CorpusLoader(corpus)
+        else:
+            finished, refused = read_recordings(
+                corpus, screened, work, output, max_refused=max_refused, stall_seconds=stall_seconds, report=report
+            )
+            chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
+            load = _WorkLoader(work, finished, protocol)
         manifest = _write(corpus, load, output, chosen, shard_sessions, seed, protocol, report)
         work.remove()
     return manifest
