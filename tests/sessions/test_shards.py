@@ -30,6 +30,8 @@ from emolab.sessions.splits import split_by_speaker
 from emolab.sessions.work import WorkFolder
 from emolab.training.data import load_training_data
 from emolab.training.datasets import shared_datasets
+from emolab.training.readiness import check_data
+from emolab.training.recipe import TrainingSettings, TrainSettings, check_selection
 
 Make = Callable[..., tuple[Path, Manifest]]
 CORPUS = ToyCorpus()
@@ -177,7 +179,26 @@ def test_an_interrupted_preparation_is_finished_with_the_same_bytes(make_dataset
     folder, manifest = make_dataset()
     (folder / "dataset.json").unlink()
     (folder / manifest.shards[0].path).write_bytes(b"half a shard")
+    (folder / "report.html").write_text("of the data set that was here")
     assert prepare(CORPUS, folder, seed=0, shard_sessions=16, report=lambda _: None).shards == manifest.shards
+    assert not (folder / "report.html").exists()
+
+
+def test_data_without_labels_are_prepared_with_a_warning_and_not_trained_on(
+    ray_cluster: None, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    told: list[str] = []
+    manifest = prepare(ToyCorpus(labelled=False), tmp_path, seed=0, shard_sessions=60, report=told.append)
+    assert told[-1] == "warning: no step of train, validation, test has a label: good for predictions alone"
+    with pytest.raises(UserError) as error:
+        check_data(TrainSettings(data=str(tmp_path)), manifest)
+    one_line(error, f"{tmp_path}: no step of the train split has a label")
+    labelled = manifest.splits["train"].model_copy(update={"label_counts": [1, 0, 0]})
+    manifest = manifest.model_copy(update={"splits": manifest.splits | {"train": labelled}})
+    with pytest.raises(UserError) as error:
+        check_selection(TrainingSettings(), manifest, data="mine")
+    one_line(error, "mine: no step of the validation split has a label: set training.selection=last")
+    check_selection(TrainingSettings(selection="last"), manifest, data="mine")
 
 
 @pytest.mark.fault

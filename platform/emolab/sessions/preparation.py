@@ -244,6 +244,9 @@ def _write(
     write_manifest(manifest, output)
     for line in summary(entries):
         report(line)
+    unlabelled = [name for name, split in manifest.splits.items() if split.sessions and not sum(split.label_counts)]
+    if unlabelled:
+        report(f"warning: no step of {', '.join(unlabelled)} has a label: good for predictions alone")
     return manifest
 
 
@@ -315,6 +318,8 @@ def _existing(output: Path, corpus: Corpus, protocol: Protocol, *, seed: int) ->
 
 
 def _clear_partial(output: Path) -> None:
+    """Remove what an earlier preparation left, also the report of a data set whose manifest somebody deleted."""
     for split in SPLITS:
         shutil.rmtree(output / split, ignore_errors=True)
+    (output / REPORT).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
 from emolab.training.data import load_training_data
-from emolab.training.recipe import check_selection, fingerprint
+from emolab.training.recipe import check_labels, check_selection, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,12 @@ def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
     manifest = read_manifest(Path(settings.data))
     if not manifest.splits["test"].sessions:
         raise UserError(f"{settings.data} has no test split: there is nothing to compare models on")
+    check_labels(manifest, "test", data=settings.data, remedy="there is nothing to compare models on")
     check_selection(settings.training, manifest, data=settings.data)
-    if settings.search.trials and not manifest.splits["validation"].sessions:
-        raise UserError(f"{settings.data} has no validation split to choose settings by: set search.trials=0")
+    if settings.search.trials:
+        if not manifest.splits["validation"].sessions:
+            raise UserError(f"{settings.data} has no validation split to choose settings by: set search.trials=0")
+        check_labels(manifest, "validation", data=settings.data, remedy="set search.trials=0")
     needs = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
     require(needs, purpose="a cell of the comparison")
     total = ray.cluster_resources()

@@ -13,6 +13,7 @@ from torch import nn
 
 from edu_emotionnet import zoo
 from emolab.configuration import Settings
+from emolab.corpora.corpus import Split
 from emolab.mistakes import first_mistake, shown
 from emolab.names import UserError, nearest
 from emolab.sessions.manifest import Manifest, canonical_json
@@ -135,13 +136,27 @@ class TrainingSettings(Settings):
 
 
 def check_selection(training: TrainingSettings, manifest: Manifest, *, data: str) -> None:
-    """Refuse to keep the best weights of a data set on which none can be told from others.
+    """Refuse a data set from which nothing can be learned, and to keep the best weights where none can be told from
+    others.
 
     Raises:
-        UserError: it has no validation sessions.
+        UserError: no training step has a label; or it has no validation sessions, or none of their steps has one.
     """
-    if training.selection == "best" and not manifest.splits["validation"].sessions:
-        raise UserError(f"{data} has no validation split: set training.selection=last")
+    check_labels(manifest, "train", data=data, remedy="there is nothing to learn from")
+    if training.selection == "best":
+        if not manifest.splits["validation"].sessions:
+            raise UserError(f"{data} has no validation split: set training.selection=last")
+        check_labels(manifest, "validation", data=data, remedy="set training.selection=last")
+
+
+def check_labels(manifest: Manifest, split: Split, *, data: str, remedy: str) -> None:
+    """Refuse a split without labels.
+
+    Raises:
+        UserError: no step of it has one.
+    """
+    if not sum(manifest.splits[split].label_counts):
+        raise UserError(f"{data}: no step of the {split} split has a label: {remedy}")
 
 
 class WorkerSettings(Settings):
