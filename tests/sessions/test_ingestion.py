@@ -143,6 +143,16 @@ def test_every_session_is_accounted_for(story: Story) -> None:
         assert np.sum([each.label_counts for each in facts], axis=0).tolist() == summary.label_counts
 
 
+def test_a_table_that_was_changed_into_something_else_is_refused(
+    story: Story, tmp_path: Path, one_line: OneLine
+) -> None:
+    for content in ("session_id\n" + "s" * 200_000, "session_id\ns000\n"):
+        (tmp_path / "sessions.csv").write_text(content)
+        with pytest.raises(UserError) as error:
+            read_inventory(tmp_path, story.manifest)
+        one_line(error, "sessions.csv cannot be read", "prepare it again")
+
+
 def test_unfinished_work_of_other_options_is_refused(tmp_path: Path, one_line: OneLine) -> None:
     corpus = StagedCorpus(source=str(tmp_path))
     WorkFolder(tmp_path).claim(corpus)
