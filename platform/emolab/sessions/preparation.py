@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from emolab.configuration import Settings
+from emolab.configuration import Settings, truths_as_text
 from emolab.corpora.catalog import corpus_class
 from emolab.corpora.corpus import SPLITS, Corpus, SessionReference, Split
 from emolab.locks import holding
@@ -82,6 +82,7 @@ class PrepareSettings(Settings):
             required = name in known and known[name].default is MISSING and known[name].default_factory is MISSING
             if required and not values.get(name):
                 raise UserError(f"corpus {self.corpus} needs --{name}, which says where it lies")
+        values = truths_as_text(values, get_type_hints(corpus))
         try:
             return TypeAdapter(corpus).validate_python(values)
         except ValidationError as error:

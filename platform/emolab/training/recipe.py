@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
 from edu_emotionnet import zoo
-from emolab.configuration import Settings
+from emolab.configuration import Settings, truths_as_text
 from emolab.corpora.corpus import Split
 from emolab.mistakes import first_mistake, shown
 from emolab.names import UserError, nearest
@@ -66,20 +66,21 @@ def _model_options(name: str, options: Mapping[str, Any]) -> Any:
     for key in options:
         if key not in known:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), known)} (options of {name}: {', '.join(known)})")
-    values = asdict(entry.config) | dict(options)
+    validator, types = _validator(type(entry.config))
+    values = asdict(entry.config) | truths_as_text(options, types)
     for key in entry.fixed & set(options):
         if options[key] != getattr(entry.config, key):
             raise ValueError(f"{key} is what makes {name} what it is and cannot be changed")
     try:
-        return _validator(type(entry.config)).validate_python(values)
+        return validator.validate_python(values)
     except ValidationError as error:
         raise ValueError(first_mistake(error, values)) from None
 
 
 @cache
-def _validator(options: type[Any]) -> TypeAdapter[Any]:
-    """A millisecond, which a search asks for thousands of times."""
-    return TypeAdapter(options)
+def _validator(options: type[Any]) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """With the types of the options. A millisecond, which a search asks for thousands of times."""
+    return TypeAdapter(options), get_type_hints(options)
 
 
 class TrainingSettings(Settings):
