@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -24,8 +25,8 @@ from emolab.names import UserError
 from emolab.sessions.loading import Block, SessionStore, epoch_batches, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
 from emolab.sessions.preparation import assign_splits, prepare
-from emolab.sessions.schema import Session, arrow_schema, from_table
-from emolab.sessions.shards import describe, read_shard, verify, write_shard
+from emolab.sessions.schema import Session, arrow_schema, from_table, to_row
+from emolab.sessions.shards import describe, read_shard, sha256, verify, write_shard
 from emolab.sessions.splits import split_by_speaker
 from emolab.sessions.work import WorkFolder
 from emolab.training.data import load_training_data
@@ -97,10 +98,6 @@ def test_a_batch_is_its_sessions_padded(indices: list[int]) -> None:
 
 
 def store_of(sessions: list[Session]) -> SessionStore:
-    import pyarrow as pa
-
-    from emolab.sessions.schema import to_row
-
     schema = arrow_schema(CORPUS.dimensions, quality=False)
     half = len(sessions) // 2
     parts = [part for part in (sessions[:half], sessions[half:]) if part]
@@ -266,6 +263,30 @@ def test_nan_where_a_modality_is_present_is_refused_and_elsewhere_harmless(
     hidden = replace(seen, present={n: np.arange(session.num_steps) != 1 for n in poisoned})
     hidden.check(classes=3)
     assert len(load_split(tmp_path, write_one(tmp_path, [hidden]), "train")) == 1
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("claimed", [(2, 6), (2, 5), (4, 5)])
+def test_lists_that_are_not_as_long_as_the_steps_are_refused(
+    tmp_path: Path, claimed: tuple[int, int], one_line: Callable[..., None]
+) -> None:
+    """A foreign shard: what stands under its own digest need not be true."""
+    alike = some_sessions(1)[0]
+    cut = {name: values[:1].repeat(4, axis=0) for name, values in alike.features.items()}
+    present = {name: np.ones(4, bool) for name in cut}
+    four = replace(alike, features=cut, present=present, labels=np.zeros(4, np.int64))
+    manifest = write_one(tmp_path, [four, replace(four, session_id="second")])
+    table = read_shard(tmp_path, manifest.shards[0])
+    pq.write_table(
+        table.set_column(table.column_names.index("num_steps"), "num_steps", pa.array(claimed, pa.int32())),
+        tmp_path / manifest.shards[0].path,
+    )
+    shard = manifest.shards[0].model_copy(update={"sha256": sha256(tmp_path / manifest.shards[0].path)})
+    write_manifest(manifest.model_copy(update={"shards": [shard]}), tmp_path)
+    for reader in (verify, lambda folder: load_split(folder, read_manifest(folder), "train")):
+        with pytest.raises(UserError) as error:
+            reader(tmp_path)
+        one_line(error, shard.path, "second" if claimed[0] == 4 else alike.session_id, "steps")
 
 
 @pytest.mark.fault
