@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from emolab.limits import load_yaml
 from emolab.names import UserError
-from emolab.sessions.manifest import Manifest
+from emolab.sessions.manifest import FILE_NAME as DATA_SET
+from emolab.sessions.manifest import Manifest, parse_manifest
 from emolab.studies import test_split, theory
 from emolab.studies.session_results import SessionResults, from_parquet
 from emolab.studies.theory import TheoryRecord
@@ -97,7 +98,9 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
         name=run.name,
         tags=run.tags,
         settings=load_yaml(tracker.artifact(run_id, CONFIGURATION).decode()),
-        manifest=Manifest.model_validate_json(tracker.artifact(run_id, "dataset.json")),
+        manifest=parse_manifest(
+            tracker.artifact(run_id, DATA_SET), where=f"run {run_id}: {DATA_SET}", remedy="run the comparison again"
+        ),
         reference=record["reference"],
         openings=record["openings"],
         cells=tuple(_read_cell(tracker, cell) for cell in record["cells"]),
