@@ -151,7 +151,7 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
         gpus=settings.gpus,
     )
     if manifest.splits[settings.split].sessions < 2:
-        raise UserError(f"{data} has one session in its {settings.split} split: intervals need two or more")
+        raise UserError(f"{data} has one session in its {settings.split} split: a sweep needs two or more")
     suite = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(settings.suite).stem)[:60]
     name = settings.name or f"robustness-{suite}-{_identity(plan)}"
     return _Prepared(
