@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from tests.conftest import REPOSITORY, ToyCorpus
 
 from edu_emotionnet.batch import SessionBatch
@@ -26,6 +27,7 @@ from emolab.configuration import parse, validate
 from emolab.corpora.corpus import SessionReference, Split
 from emolab.locks import LOCK
 from emolab.names import UserError
+from emolab.reports import comparison_figures
 from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
 from emolab.reports.comparison_text import header_lines
 from emolab.reports.page import Measured
@@ -785,6 +787,14 @@ def test_counts_per_session_are_those_of_a_plain_loop(data: st.DataObject) -> No
     assert torch.equal(counts, expected)
     assert 0.0 <= float(accuracy(counts.sum(0))) <= 1.0
     assert float(macro_f1(counts.sum(0))) == pytest.approx(float(class_f1(counts.sum(0)).mean()))
+
+
+def test_a_run_of_one_epoch_leaves_a_mark_in_its_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(comparison_figures, "svg", lambda figure: drawn.append(figure) or b"<svg/>")
+    longer = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in (1, 2)]
+    comparison_figures.loss_curves({"mult": [longer[:1], longer]})
+    assert [line.get_marker() for line in drawn[0].axes[0].lines] == ["o", ""]
 
 
 def test_figures_draw_without_a_warning() -> None:
