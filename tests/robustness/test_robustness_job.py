@@ -456,7 +456,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_
     lines: list[str] = []
     settings = job_settings(trained.data, tmp_path / "runs", "paper", str(trained.models[0].folder))
     assert robustness(settings, dry_run=True, report=lines.append) is None
-    assert f"1 models, 28 cells, 12 test sessions of {trained.data}: 2 units of work" in lines[0]
+    assert f"1 model, 28 cells, 12 test sessions of {trained.data}: 2 units of work" in lines[0]
     assert not (tmp_path / "runs").exists()
 
 
@@ -683,7 +683,7 @@ def test_a_model_near_chance_is_seen_as_one(toy_data: Path) -> None:
     results = replace(results, groups=[results.groups[0], replace(results.groups[1], tallies=[flat])])
     assert [results.near_chance(group) for group in results.groups] == [False, True]
     first, last = results.lines()
-    assert f"clean macro-F1 0.9000 (class prior {prior:.4f}), area" in first
+    assert f"(1 model, plain engine): clean macro-F1 0.9000 (class prior {prior:.4f}), area" in first
     assert f"(class prior {prior:.4f}, near chance), area" in last
     page = robustness_page(results).decode()
     assert f"macro-F1 {prior:.4f} (dotted in the figures)." in page

@@ -93,10 +93,10 @@ def robustness(
     prepared = _prepare(settings)
     settings = settings.model_copy(update={"data": settings.data or str(prepared.plan.data)})
     plan, units = prepared.plan, prepared.folder / "units"
+    sessions, count = prepared.manifest.splits[plan.split].sessions, len(plan.models)
     report(
-        f"{len(plan.models)} models, {len(plan.cells)} cells, {prepared.manifest.splits[plan.split].sessions} "
-        f"{plan.split} sessions of {settings.data}{_strange(prepared)}: {len(plan.units)} units of work in "
-        f"{prepared.folder}"
+        f"{count} model{'s' * (count != 1)}, {len(plan.cells)} cells, {sessions} {plan.split} sessions of "
+        f"{settings.data}{_strange(prepared)}: {len(plan.units)} units of work in {prepared.folder}"
     )
     if dry_run:
         return None

@@ -271,7 +271,8 @@ class RobustnessResults:
         for group in self.groups:
             values = self.summary(group)
             area = f", area under the curve {values['area_under_curve']:.4f}" if "area_under_curve" in values else ""
-            models = f"{len(group.run_ids)} models, {group.engine} engine"
+            count = len(group.run_ids)
+            models = f"{count} model{'s' * (count != 1)}, {group.engine} engine"
             prior = f"class prior {self.chance['macro_f1']:.4f}{', near chance' if self.near_chance(group) else ''}"
             yield f"{group.label} ({models}): clean macro-F1 {values['clean_macro_f1']:.4f} ({prior}){area}"
 
