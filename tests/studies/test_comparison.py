@@ -9,6 +9,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     one_line(error, "1 of 2 cells diverged", "late_fusion, seed 0", "non-finite loss")
     page = (tmp_path / "study" / "report.html").read_text()
     assert "late_fusion (seed 0)" in page
-    assert "were trained after the first opening" not in page
+    assert "trained after the first opening" not in page
     before = {name: trace for name, trace in traces(tmp_path).items() if "early_fusion" in name}
     with pytest.raises(UserError):
         run(settings.model_copy(update={"seeds": (0, 1)}))
@@ -288,7 +289,7 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     assert [cell.seed for cell in comparison.cells if cell.sessions is not None] == [0, 1]
     assert comparison.openings["models"] == 2
     assert analyse(comparison, resamples=50).trained_late() == 1
-    assert "1 of these models were trained after" in (tmp_path / "study" / "report.html").read_text()
+    assert "1 of these models was trained after" in (tmp_path / "study" / "report.html").read_text()
 
 
 def test_what_was_trained_before_is_no_time_that_is_left(toy_data: Path, tmp_path: Path) -> None:
@@ -581,6 +582,7 @@ def judged(scores: Mapping[str, Sequence[float]], *, sessions: int = 60, **chang
                     metrics={"trainable_parameters": 10.0 + number, "training_seconds": 2.0, "test_accuracy": share},
                     ended=1.0,
                     opened="2030-01-01T00:00:00+00:00",
+                    openings=1,
                 )
             )
     summary = {"sessions": 60, "steps": 600, "speakers": ["p0"], "label_counts": [300, 300], "present": {}}
@@ -649,12 +651,23 @@ def test_a_verdict_never_contradicts_the_t_test(data: st.DataObject) -> None:
                 assert (row.t_test.difference > 0) == (row.verdict == "reference better")
 
 
-@pytest.mark.parametrize(
-    ("sweeps", "told"), [(0, "0 robustness sweeps."), (1, "1 robustness sweep."), (3, "3 robustness sweeps.")]
-)
+@pytest.mark.parametrize(("sweeps", "told"), [(0, "0 times"), (1, "once"), (3, "3 times")])
 def test_openings_by_sweeps_are_counted_in_words(sweeps: int, told: str) -> None:
     analysis = judged({"edu_emotionnet": [0.8], "mult": [0.6]}, openings={"models": 9, "sweeps": sweeps})
-    assert any(line.endswith(f"here 2, and for {told}") for line in header_lines(analysis))
+    (line,) = [line for line in header_lines(analysis) if line.startswith("The test split was opened")]
+    assert line.startswith("The test split was opened once for every model and seed, after all of them were trained: ")
+    assert line.endswith(f"opened 9 times for models in all, 2 of these here, and {told} for robustness sweeps.")
+
+
+def test_the_header_does_not_say_once_of_what_was_opened_again_nor_after_all_of_what_was_added() -> None:
+    comparison = judged({"edu_emotionnet": [0.8, 0.8], "mult": [0.6, 0.6]}).comparison
+    *others, last = comparison.cells
+    late = datetime.fromisoformat(last.opened).timestamp() + 60.0
+    added = analyse(replace(comparison, cells=(*others, replace(last, openings=3, ended=late))), resamples=50)
+    text = "\n".join(header_lines(added))
+    assert "opened once for every model and seed but mult (seed 1) 3 times: 2030" in text
+    assert "9 times for models in all, 6 of these here" in text
+    assert "1 of these models was trained after the first opening" in text and "after all of them" not in text
 
 
 def test_tables_of_differences_have_room_on_the_page_and_all_columns_in_the_files() -> None:
