@@ -42,8 +42,8 @@ from emolab.studies.comparison import compare, plan_comparison
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_cells import Remaining, Trained
 from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
-from emolab.studies.comparison_search import SEARCHES
-from emolab.studies.comparison_settings import MODELS, CompareSettings, with_default_preset
+from emolab.studies.comparison_search import SEARCHES, search_settings
+from emolab.studies.comparison_settings import MODELS, CompareSettings, SearchBudget, with_default_preset
 from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
 from emolab.studies.theory import TheoryRecord
@@ -485,8 +485,17 @@ def test_the_command_line_takes_lists_either_way_and_means_the_small_preset() ->
     assert read("--preset=smoke").training.epochs == 3
     assert read("--models", "edu_emotionnet,mult").models == ("edu_emotionnet", "mult")
     assert read("--models", "[edu_emotionnet, mult]", "--seeds", "4,2").seeds == (4, 2)
+    assert read("--seeds", "7").seeds == read("--seeds", "[7]").seeds == (7,)
     assert read("models=[edu_emotionnet]", "seeds=[7]", "model.d_model=16").model == read().model | {"d_model": 16}
     assert read().models == MODELS
+
+
+def test_a_search_does_not_hang_on_the_order_of_the_seeds(tmp_path: Path) -> None:
+    searched = [
+        search_settings(CompareSettings(seeds=seeds, search=SearchBudget(trials=1)), "mult", tmp_path)
+        for seeds in ((1, 0), (2, 1, 0), (0, 1, 2))
+    ]
+    assert searched[0] == searched[1] == searched[2]
 
 
 def modules() -> dict[str, ast.Module]:
