@@ -384,6 +384,7 @@ MISTAKES: dict[str, tuple[Case, list[str]]] = {
         mistake(suite={"name": "s", "sweeps": [{"corruption": "gausian"}]}),
         ["small suite.yaml", "'gausian'", "did you mean 'gaussian'?"],
     ),
+    "no condition": (mistake(suite={"name": "s"}), ["suite 's' has no condition", "a level above 0"]),
     "severity": (
         mistake(suite={"name": "s", "sweeps": [{"corruption": "gaussian", "levels": [7]}]}),
         ["gaussian", "no severity 7", "0, 1, 2, 3, 4, 5"],
@@ -457,6 +458,8 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_
     settings = job_settings(trained.data, tmp_path / "runs", "paper", str(trained.models[0].folder))
     assert robustness(settings, dry_run=True, report=lines.append) is None
     assert f"1 model, 28 cells, 12 test sessions of {trained.data}: 2 units of work" in lines[0]
+    robustness(settings.model_copy(update={"suite": "standard"}), dry_run=True, report=lines.append)
+    assert len(lines) == 3 and lines[2].endswith("no cell has rate 0.7, the highest is 0.667")
     assert not (tmp_path / "runs").exists()
 
 
