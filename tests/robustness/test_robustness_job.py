@@ -22,6 +22,7 @@ from matplotlib.image import imread
 from tests.jobs.test_jobs import run_here
 from tests.training.test_loop import settings_for
 
+from emolab import checkpoint
 from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
@@ -40,6 +41,7 @@ from emolab.studies.robustness import RobustnessSettings, cell_table, robustness
 from emolab.studies.robustness_results import Group, RobustnessResults, grouped
 from emolab.studies.statistics import holm
 from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.tracker import NoRun
 from emolab.training.recipe import TrackingSettings
 from emolab.training.train import TrainedModel, train
 
@@ -323,6 +325,18 @@ def test_data_that_are_not_there_any_more_are_asked_for(
             report=no_report,
         )
     one_line(error, "it is not known on which data", "--data")
+
+
+def test_models_that_were_not_tracked_are_told_apart(trained: Trained, tmp_path: Path) -> None:
+    names = []
+    for number, model in enumerate(trained.models[:2]):
+        saved = checkpoint.load(model.folder / "model")
+        checkpoint.save(tmp_path / str(number), replace(saved, state={**saved.state, "run_id": NoRun.run_id}))
+        kept = kept_model(tmp_path / str(number))
+        names.append(kept.run_id)
+        assert kept.run_id == f"untracked-{kept.digest[:16]}"
+    assert len(set(names)) == 2
+    assert kept_model(trained.models[0].folder / "model").run_id == trained.models[0].run_id
 
 
 def test_a_damaged_copy_is_fetched_again(trained: Trained, tmp_path: Path) -> None:
