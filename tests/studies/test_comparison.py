@@ -712,6 +712,15 @@ def test_differences_are_those_of_the_table_and_corrected_for_their_number() -> 
         assert smallest.adjusted_p == pytest.approx(2 * smallest.by_session.p)
 
 
+def test_four_sessions_give_scores_and_no_intervals() -> None:
+    analysis = judged({"edu_emotionnet": [0.9, 0.9], "mult": [0.3, 0.3]}, sessions=4)
+    (row,) = analysis.differences["macro_f1"]
+    assert row.by_session is None and row.t_test is not None and row.verdict == "undecided"
+    assert not analysis.class_f1
+    assert b"over seeds" in comparison_page(analysis)
+    assert judged({"edu_emotionnet": [0.9], "mult": [0.3]}, sessions=5).class_f1
+
+
 def test_a_model_that_lost_seeds_is_paired_over_those_it_has() -> None:
     analysis = judged({"edu_emotionnet": [0.8, 0.7, 0.9], "mult": [0.6, 0.65, 0.7]})
     cells = tuple(
