@@ -42,7 +42,9 @@ class CellResult:
     ended: float | None
     """When its training ended, seconds since 1970."""
     opened: str
-    """When the test split was opened for it, UTC; empty for a cell that failed."""
+    """When the test split was last opened for it, UTC; empty for a cell that failed."""
+    openings: int
+    """How often it was opened for it; more than once only after an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
 def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
     known = {key: cell[key] for key in ("model", "seed", "run_id", "failure")}
     if cell["failure"]:
-        return CellResult(**known, metrics={}, ended=None, opened="")
+        return CellResult(**known, metrics={}, ended=None, opened="", openings=0)
     run = tracker.read(cell["run_id"])
     measured = tracker.artifact(run.run_id, theory.FILE_NAME) if theory.MEASURED in run.tags else None
     return CellResult(
@@ -123,6 +125,7 @@ def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
         metrics=run.metrics,
         ended=run.ended,
         opened=run.tags[test_split.OPENED],
+        openings=int(run.tags[test_split.OPENINGS]),
     )
 
 
