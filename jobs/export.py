@@ -6,13 +6,14 @@ python jobs/export.py --model runs/my-run --to exported --window 120
 
 import sys
 
-from emolab.job import run_job
+from emolab.job import imports_done, run_job
 
 
 def main() -> None:
     from emolab.configuration import parse
     from emolab.serving.device import ExportSettings, export
 
+    imports_done()
     settings, dry_run = parse(ExportSettings, sys.argv[1:], description=__doc__ or "")
     export(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -8,13 +8,14 @@ python jobs/predict.py --model models:/edu-emotionnet@champion --manifest new.cs
 
 import sys
 
-from emolab.job import run_job
+from emolab.job import imports_done, run_job
 
 
 def main() -> None:
     from emolab.configuration import parse
     from emolab.serving.batch import PredictSettings, predict
 
+    imports_done()
     settings, dry_run = parse(PredictSettings, sys.argv[1:], description=__doc__ or "")
     predict(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -8,7 +8,7 @@ python jobs/prepare.py --preset smoke
 
 import sys
 
-from emolab.job import run_job
+from emolab.job import imports_done, run_job
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
     from emolab.sessions.shards import describe
     from emolab.studies.preparation import PreparationSettings, prepare_and_report
 
+    imports_done()
     settings, dry_run = parse(PreparationSettings, sys.argv[1:], description=__doc__ or "")
     if dry_run:
         corpus = settings.build()

@@ -6,13 +6,14 @@ python jobs/report.py --run 0123456789abcdef0123456789abcdef --tables tables tra
 
 import sys
 
-from emolab.job import run_job
+from emolab.job import imports_done, run_job
 
 
 def main() -> None:
     from emolab.configuration import parse
     from emolab.studies.report import ReportSettings, write_report
 
+    imports_done()
     settings, dry_run = parse(ReportSettings, sys.argv[1:], description=__doc__ or "")
     if not dry_run:
         write_report(settings, report=print)

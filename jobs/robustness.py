@@ -7,13 +7,14 @@ python jobs/robustness.py --model "[COMPARISON_RUN_ID, runs:/OTHER_ID]" --suite 
 
 import sys
 
-from emolab.job import run_job
+from emolab.job import imports_done, run_job
 
 
 def main() -> None:
     from emolab.configuration import parse
     from emolab.studies.robustness import RobustnessSettings, robustness
 
+    imports_done()
     settings, dry_run = parse(RobustnessSettings, sys.argv[1:], description=__doc__ or "")
     robustness(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 

@@ -7,15 +7,17 @@ ray job submit -- python jobs/tune.py --preset paper tuning.space=search_spaces/
 
 import sys
 
-from emolab.job import run_job
+from emolab.job import imports_done, run_job
 
 
 def main() -> None:
     from emolab.configuration import parse
-    from emolab.studies.tuning import default_preset, tune
-    from emolab.tuning.search import TuneSettings
+    from emolab.tuning.settings import TuneSettings, default_preset
 
     settings, dry_run = parse(TuneSettings, sys.argv[1:], description=__doc__ or "", default_preset=default_preset)
+    from emolab.studies.tuning import tune  # takes seconds that a mistyped option need not wait
+
+    imports_done()
     tune(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
 
 

@@ -37,6 +37,7 @@ class ToyCorpus(Corpus):
     sessions: int = 60
     speakers: int = 10
     seed: int = 0
+    labelled: bool = True
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,7 +60,7 @@ class ToyCorpus(Corpus):
             name: generator.normal(size=(steps, width)).astype(np.float32) for name, width in self.dimensions.items()
         }
         features["audio"][:, 0] += 5.0 * labels
-        labels[generator.random(steps) < 0.1] = -100
+        labels[generator.random(steps) < (0.1 if self.labelled else 1.0)] = -100
         return Session(
             session_id=reference.session_id,
             speaker_id=reference.speaker_id,

@@ -76,3 +76,10 @@ def test_the_platform_runs_where_only_what_it_depends_on_is_installed() -> None:
     """As on a cluster that is sent the code (docs/cluster.md): its version is not asked of the installation."""
     for source in sources("platform", "model", "jobs"):
         assert "edu-emotionnet-lab" not in source.read_text(encoding="utf-8"), source
+
+
+@pytest.mark.parametrize("settings", ["emolab.training.recipe", "emolab.tuning.settings"])
+def test_a_mistyped_option_of_training_and_tuning_does_not_wait_for_the_libraries_of_later(settings: str) -> None:
+    code = f"import sys, {settings}; print({{'mlflow', 'scipy', 'matplotlib', 'transformers'}} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

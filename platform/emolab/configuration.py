@@ -35,14 +35,22 @@ class Settings(BaseModel):
         wherever it meets the system."""
         if not isinstance(values, Mapping):
             return values
-        read = dict(values)
-        for name, field in cls.model_fields.items():
-            value, accepted = values.get(name), _members(field.annotation)
-            if isinstance(value, bool) and {int, float} & {*accepted} and bool not in accepted:
-                read[name] = str(value).lower()  # as the text that it is, which is then refused for being no number
+        for name in cls.model_fields:
+            value = values.get(name)
             if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"{name} must not hold a zero byte, got {shown(value)}")
-        return read
+        return truths_as_text(values, {name: field.annotation for name, field in cls.model_fields.items()})
+
+
+def truths_as_text(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by key, with true and false as the text that they are wherever a number is asked for: pydantic takes
+    them for 1 and 0, and refuses the text for being no number."""
+    read = dict(values)
+    for name, annotation in types.items():
+        accepted = _members(annotation)
+        if isinstance(values.get(name), bool) and {int, float} & {*accepted} and bool not in accepted:
+            read[name] = str(values[name]).lower()
+    return read
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

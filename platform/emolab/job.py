@@ -51,13 +51,22 @@ def run_job(job: Callable[[], None]) -> NoReturn:
 
 
 def heed_interruption() -> None:
-    """To be called when a job's imports are done: some libraries swallow whatever is raised while they are imported.
+    """To be called after imports: some libraries swallow whatever is raised while they are imported.
 
     Raises:
         KeyboardInterrupt: there was one meanwhile.
     """
     if _stop.unheeded:
         raise KeyboardInterrupt
+
+
+def imports_done() -> None:
+    """To be called after a job's last import.
+
+    Raises:
+        KeyboardInterrupt: there was one meanwhile.
+    """
+    heed_interruption()
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # for which libraries look before they set their own
 

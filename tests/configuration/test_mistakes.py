@@ -59,6 +59,8 @@ THEIR_WORDS = ("Input should", "Value error", "NoneType", "Errno", "valid tuple"
         (TuneSettings, "model.name=[a]", "model: name must be text"),
         (CompareSettings, "models=[]", "models: must have at least 1 value(s), got []"),
         (CompareSettings, "seeds=a", "seeds: must be a whole number, got 'a'"),
+        (TrainSettings, "model.layers=true", "model: layers: must be a whole number, got 'true'"),
+        (TrainSettings, "model.dropout=false", "model: dropout: must be a number, got 'false'"),
         (RobustnessSettings, "model=3", "model: must be text or a list, got 3"),
         (RobustnessSettings, "model=", "model: must be text or a list, got null"),
     ],
@@ -76,6 +78,7 @@ def test_a_value_of_the_wrong_kind_is_told_in_peoples_words(settings: Any, overr
     [
         ({"sessions": -5}, "options.sessions=-5: must be 50 or more"),
         ({"sessions": "x"}, "options.sessions: must be a whole number, got 'x'"),
+        ({"sessions": True}, "options.sessions: must be a whole number, got 'true'"),
         ({"sessions": None}, "options.sessions: must be a whole number, got null"),
         ({"sessions": [1]}, "options.sessions: must be a whole number, got [1]"),
         ({"step_seconds": "long"}, "options.step_seconds: must be a number, got 'long'"),

@@ -69,9 +69,9 @@ def test_episodes_stay_together_in_a_split_of_one_s_own(published: Path) -> None
 
 def test_utterances_follow_each_other_with_words_put_right(published: Path) -> None:
     recording = Meld(source=str(published), **NOTHING).recording(reference())
-    assert [(clip.path.name, clip.offset) for clip in recording.video] == [
-        ("dia0_utt0.mp4", 0.0),
-        ("dia0_utt3.mp4", 2.5),
+    assert [(clip.path.name, clip.offset, clip.end) for clip in recording.video] == [
+        ("dia0_utt0.mp4", 0.0, 1.5),
+        ("dia0_utt3.mp4", 2.5, 4.0),
     ]
     assert recording.audio == recording.video
     assert [tuple(span) for span in recording.spans] == [

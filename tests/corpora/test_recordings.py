@@ -202,6 +202,27 @@ def test_words_out_of_order_refuse_the_session(tmp_path: Path, models: dict[str,
     assert "text: transcript, word 2 ('a'): times run backwards" in refusal(corpus)
 
 
+def test_a_transcript_on_another_clock_refuses_the_session(tmp_path: Path, models: dict[str, Any]) -> None:
+    """One in milliseconds would make eight seconds a session of an hour."""
+    words = write_words(tmp_path / "w.json", [(0.5, 0.9, "hello"), (1.9, 2.2, "there"), (500, 900, "world")])
+    wav = (Clip(path=write_wave(tmp_path / "a.wav", tone(1.0))),)
+    recording = Recording(session_id="s", speaker_id="p", words=words, audio=wav)
+    corpus = Listed(listed=(recording,), visual=NO_PICTURE, text=models["text"])
+    assert "'world' begins at 500 s, after the recording's end at 1 s: are its times in seconds?" in refusal(corpus)
+    write_words(words, [(0.5, 0.9, "hello"), (1.9, 2.2, "there")])
+    assert one(corpus).num_steps == 3, "a second is not another clock"
+    write_words(words, [(0.5, 0.9, "hello"), (100, 101, "world")])
+    assert one(replace(corpus, listed=(replace(recording, audio=()),))).num_steps == 101
+    assert one(replace(corpus, text=NO_TEXT)).num_steps == 1
+
+
+def test_a_file_name_that_no_file_can_have_is_that_session_s_trouble(tmp_path: Path) -> None:
+    recording = Recording(session_id="s", speaker_id="p", audio=(Clip(path=tmp_path / ("a" * 256 + ".wav")),))
+    corpus = Listed(listed=(recording,), visual=NO_PICTURE, text=NO_TEXT)
+    assert corpus.input_key(corpus.references()[0])
+    assert "File name too long" in refusal(corpus)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

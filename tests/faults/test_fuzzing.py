@@ -33,7 +33,7 @@ from emolab.features.transcripts import read_words
 from emolab.names import UserError
 from emolab.robustness.suites import load_suite, shipped_suites
 from emolab.sessions.loading import load_split
-from emolab.sessions.manifest import FILE_NAME, read_manifest
+from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest, write_manifest
 from emolab.sessions.shards import sha256
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.space import read_space
@@ -80,7 +80,8 @@ def read_shards(folder: Path) -> object:
     values = json.loads((folder / FILE_NAME).read_text())
     for shard in values["shards"]:
         shard["sha256"] = sha256(folder / shard["path"])
-    (folder / FILE_NAME).write_text(json.dumps(values))
+    del values["sha256"]
+    write_manifest(Manifest.model_validate(values), folder)
     return load_split(folder, read_manifest(folder), "train")
 
 

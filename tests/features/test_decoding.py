@@ -82,6 +82,25 @@ def test_consecutive_files_lie_where_their_offsets_say(tmp_path: Path) -> None:
     assert sound.seconds == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.mp4"])
+def test_a_clip_ends_where_it_says_although_its_file_goes_on(tmp_path: Path, name: str) -> None:
+    """Or what follows an utterance would be heard and seen in the steps of the next one."""
+    path = tmp_path / name
+    if name == "a.wav":
+        write_wave(path, tone(2.0))
+    else:
+        write_video(path, lambda _: plain(90), 2.0, rate=10, samples=tone(2.0, rate=48_000))
+    clips = [Clip(path=path, offset=start, seconds=1.25) for start in (0.0, 1.25)]
+    sound, pictures = Sound(clips, LIMITS), Pictures(clips, 10.0, LIMITS)
+    assert [(chunk.seconds, len(chunk.samples)) for chunk in sound] == [(0.0, 20_000), (1.25, 20_000)]
+    assert sound.seconds == 2.5
+    if name == "a.mp4":
+        times = [round(picture.seconds, 2) for picture in pictures]
+        assert times == [round(start + n / 10, 2) for start in (0.0, 1.25) for n in range(13)]
+        assert pictures.seconds == 2.5
+    assert len(list(Sound([Clip(path=path, seconds=9.0)], LIMITS))) == 1, "a shorter file ends by itself"
+
+
 def test_sound_that_pauses_goes_on_at_its_own_time(tmp_path: Path) -> None:
     """A recorder that writes nothing while the microphone is off leaves a hole in the times."""
     path = tmp_path / "muted.mkv"

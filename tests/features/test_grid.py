@@ -1,5 +1,7 @@
 """Where seconds become steps."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +77,8 @@ def test_the_class_that_covers_most_of_a_step_is_its_label() -> None:
     assert labels((0, 2.2, 1), (2.2, 4, 3)) == [1, 1, 3, 3]
     assert labels((0, 0.3, 0), (0.3, 0.9, 2)) == [2, *[IGNORED_LABEL] * 3]
     assert labels((0.0, 0.3, 0), (0.5, 0.8, 0)) == [0, *[IGNORED_LABEL] * 3], "pieces of one class add up"
+    twice = [(0.0, 0.3, 0), (0.1, 0.2, 0), (0.2, 0.35, 0), (0.35, 0.85, 1)]
+    assert labels(*twice) == [1, *[IGNORED_LABEL] * 3], "what they share counts once"
 
 
 def test_less_than_half_a_step_is_no_label() -> None:
@@ -104,7 +108,12 @@ def test_a_label_covers_half_its_step_and_no_class_covers_more(
     steps = steps_covering(seconds, step_seconds)
     for step, label in enumerate(step_labels(spans, steps=steps, seconds=seconds, step_seconds=step_seconds)):
         low, high = step * step_seconds, (step + 1) * step_seconds
-        covered = [sum(max(0.0, min(e, high) - max(s, low)) for s, e, i in spans if i == index) for index in range(4)]
+        bounds = sorted({low, high, *(time for s, e, _ in spans for time in (s, e) if low < time < high)})
+        pieces = [((start + end) / 2, end - start) for start, end in itertools.pairwise(bounds)]
+        covered = [
+            sum(length for middle, length in pieces if any(s <= middle <= e and i == index for s, e, i in spans))
+            for index in range(4)
+        ]
         half = (min(high, seconds) - low) / 2
         if label == IGNORED_LABEL:
             assert max(covered) <= half + 1e-5

@@ -45,6 +45,32 @@ def test_captions_spread_their_words_over_their_time(tmp_path: Path) -> None:
         assert words[1].start == pytest.approx(1 + 2 / 7)
 
 
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("NOTE a comment\nof two lines\n\n1\n", "so then end"),
+        ("STYLE\n::cue { color: red }\n\nREGION\nid:fred\n\n", "so then end"),
+        ("a name of the caption\n", "so then end"),
+        ("00:02.500 --> 00:02.600 align:start position:0%\nQ&amp;A&nbsp;isn&#39;t\n\n", "so then Q&A isn't end"),
+        ("00:02.500 --> 00:02.600\nI<00:02.520><c> see</c><00:02.550><c> it</c>\n\n", "so then I see it end"),
+    ],
+)
+def test_of_webvtt_only_what_is_said_becomes_words(tmp_path: Path, block: str, said: str) -> None:
+    text = f"WEBVTT\nKind: captions\n\n00:01.000 --> 00:02.000\n \nso then\n\n{block}00:03.000 --> 00:04.000\nend\n"
+    words = read_words(written(tmp_path, "a.vtt", text))
+    assert " ".join(word.text for word in words) == said
+    assert (words[0].start, words[1].end, words[-1].start, words[-1].end) == (1.0, 2.0, 3.0, 4.0)
+
+
+@pytest.mark.parametrize(("suffix", "second"), [("vtt", "00:00:02.000"), ("srt", "00:00:02,000")])
+def test_captions_may_overlap(tmp_path: Path, suffix: str, second: str) -> None:
+    first, last = (second.replace("02", number) for number in ("00", "04"))
+    text = f"WEBVTT\n\n{first} --> {last}\naa bb cc dd\n\n{second} --> {last}\nee ff\n"
+    words = read_words(written(tmp_path, f"a.{suffix}", text))
+    assert " ".join(word.text for word in words) == "aa bb cc ee dd ff"
+    check_words(words, Limits())
+
+
 @given(st.text("abc defgh  ", max_size=60), st.floats(0, 1e4), st.floats(0, 100))
 @settings(deadline=None)
 def test_spread_words_fill_the_interval_in_order(text: str, start: float, length: float) -> None:
@@ -65,6 +91,7 @@ def test_spread_words_fill_the_interval_in_order(text: str, start: float, length
         ("a.json", '[{"start": 0, "end": "soon", "text": "a"}]', r"a.json: expected .*soon"),
         ("a.json", "[" * 100_000, r"a.json: expected .*RecursionError"),
         ("a.json", "3", r"a.json: expected .*TypeError"),
+        ("a.json", f'[{{"start": 1, "end": 1{"0" * 400}, "text": "a"}}]', r"a.json: expected .*OverflowError"),
         ("a.vtt", "this is a letter", "is not a caption file"),
         ("a.srt", "\x00\x01", "is not a caption file"),
     ],

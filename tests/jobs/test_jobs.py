@@ -187,16 +187,22 @@ STOPPED = {
     "population": ("tune", "epoch ", [*LONG, "tuning.scheduler=pbt", "tuning.sampler=random", "tuning.trials=4"]),
 }
 """A job, what it says once it is at work, and how it is called so that there is much of it."""
-MANY = ("trials of several workers", "population")
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+FIRST = {("search", signal.SIGINT), ("distributed training", signal.SIGTERM)}
+"""What `make test` tries; `make scenarios` tries all."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=pytest.mark.scenario) if what in MANY else what for what in STOPPED]
+    ("what", "number", "status"),
+    [
+        pytest.param(what, number, status, marks=[] if (what, number) in FIRST else pytest.mark.scenario)
+        for what in STOPPED
+        for number, status in SIGNALS.items()
+    ],
 )
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_no_process(
-    number: signal.Signals, status: int, what: str, smoke: Smoke, tmp_path: Path
+    what: str, number: signal.Signals, status: int, smoke: Smoke, tmp_path: Path
 ) -> None:
     """Ray, Kubernetes and batch systems stop a job with SIGTERM, people with Ctrl-C."""
     (tmp_path / "data").symlink_to(smoke[0] / "data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -765,6 +766,10 @@ def test_verdict_and_card_are_kept_with_the_run_and_with_the_version(lab: Lab, t
     for part in ("## Intended use", "## Limits", "## By class", "## When a modality is absent", "## Training",
                  "prohibited", lab.versions["better"].run_id, "early\\_fusion", "| low |"):  # fmt: skip
         assert part in stored, part
+    assert f'<td class="ids" data-value="{lab.versions["better"].run_id}">' in page  # it wraps
+    (accuracy,) = re.findall(r"\| accuracy \| (.*?) \| (.*?) \|", stored)  # 30 sessions, of two speakers
+    assert re.fullmatch(r"0\.\d+ \[0\.\d+, [01]\.\d+\]", accuracy[0].replace("\\", ""))
+    assert accuracy[1].endswith("(too few for an interval)")
     assert any("model_card.html" in line for line in lines)
     metrics = lab.tracker.read(verdict.run_id).metrics
     assert metrics["gate.macro_f1"] == next(g.value for g in verdict.gates if g.name == "macro_f1")

@@ -22,6 +22,7 @@ from matplotlib.image import imread
 from tests.jobs.test_jobs import run_here
 from tests.training.test_loop import settings_for
 
+from emolab import checkpoint
 from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
@@ -34,11 +35,14 @@ from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
 from emolab.studies import test_split as opening
-from emolab.studies.robustness import RobustnessSettings, robustness
+from emolab.studies.bootstrap import Interval
+from emolab.studies.comparison_settings import MODELS
+from emolab.studies.robustness import RobustnessSettings, cell_table, robustness
 from emolab.studies.robustness_results import Group, RobustnessResults, grouped
 from emolab.studies.statistics import holm
 from emolab.tracking import beginning
 from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.tracker import NoRun
 from emolab.training.recipe import TrackingSettings
 from emolab.training.train import TrainedModel, train
 
@@ -328,6 +332,18 @@ def test_data_that_are_not_there_any_more_are_asked_for(
     one_line(error, "it is not known on which data", "--data")
 
 
+def test_models_that_were_not_tracked_are_told_apart(trained: Trained, tmp_path: Path) -> None:
+    names = []
+    for number, model in enumerate(trained.models[:2]):
+        saved = checkpoint.load(model.folder / "model")
+        checkpoint.save(tmp_path / str(number), replace(saved, state={**saved.state, "run_id": NoRun.run_id}))
+        kept = kept_model(tmp_path / str(number))
+        names.append(kept.run_id)
+        assert kept.run_id == f"untracked-{kept.digest[:16]}"
+    assert len(set(names)) == 2
+    assert kept_model(trained.models[0].folder / "model").run_id == trained.models[0].run_id
+
+
 def test_a_damaged_copy_is_fetched_again(trained: Trained, tmp_path: Path) -> None:
     name = trained.models[0].run_id
     (folder,) = model_folders(name, lambda: trained.tracker, tmp_path / "cache")
@@ -404,6 +420,7 @@ MISTAKES: dict[str, tuple[Case, list[str]]] = {
         mistake(suite={"name": "s", "sweeps": [{"corruption": "gausian"}]}),
         ["small suite.yaml", "'gausian'", "did you mean 'gaussian'?"],
     ),
+    "no condition": (mistake(suite={"name": "s"}), ["suite 's' has no condition", "a level above 0"]),
     "severity": (
         mistake(suite={"name": "s", "sweeps": [{"corruption": "gaussian", "levels": [7]}]}),
         ["gaussian", "no severity 7", "0, 1, 2, 3, 4, 5"],
@@ -476,7 +493,9 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(trained: Trained, tmp_
     lines: list[str] = []
     settings = job_settings(trained.data, tmp_path / "runs", "paper", str(trained.models[0].folder))
     assert robustness(settings, dry_run=True, report=lines.append) is None
-    assert f"1 models, 28 cells, 12 test sessions of {trained.data}: 2 units of work" in lines[0]
+    assert f"1 model, 28 cells, 12 test sessions of {trained.data}: 2 units of work" in lines[0]
+    robustness(settings.model_copy(update={"suite": "standard"}), dry_run=True, report=lines.append)
+    assert len(lines) == 3 and lines[2].endswith("no cell has rate 0.7, the highest is 0.667")
     assert not (tmp_path / "runs").exists()
 
 
@@ -504,7 +523,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_status_two(
     assert not list(tmp_path.iterdir())
 
 
-# What the results say, against made-up counts: two sessions by two speakers, two classes.
+# What the results say, against made-up counts: a few sessions by two speakers, two classes.
 
 CURVES: dict[str, Any] = {
     "name": "s",
@@ -517,21 +536,20 @@ CURVES: dict[str, Any] = {
 }
 
 
-def counts_with_accuracy(share: float) -> np.ndarray:
-    """(2, 2, 2) of two sessions: each class 50 times a session, this share of both right, so macro-F1 is it too."""
+def counts_with_accuracy(share: float, sessions: int) -> np.ndarray:
+    """(N, 2, 2): each class 50 times a session, this share of both right, so macro-F1 is it too."""
     right = round(50 * share)
-    session = np.array([[right, 50 - right], [50 - right, right]])
-    return np.stack([session, session])
+    return np.array([[[right, 50 - right], [50 - right, right]]] * sessions)
 
 
-def made_up(cells: Sequence[Cell], score: Callable[[Cell], float]) -> Tally:
+def made_up(cells: Sequence[Cell], score: Callable[[Cell], float], sessions: int = 6) -> Tally:
     return Tally(
         cells=tuple(cells),
-        session_ids=("s1", "s2"),
-        speaker_ids=("p1", "p2"),
-        confusion=np.stack([counts_with_accuracy(score(cell)) for cell in cells]),
-        calibration=np.ones((len(cells), 2, 15, 3)),
-        squared_error=np.full((len(cells), 2), 20.0),
+        session_ids=tuple(f"s{i}" for i in range(sessions)),
+        speaker_ids=tuple(f"p{i % 2}" for i in range(sessions)),
+        confusion=np.stack([counts_with_accuracy(score(cell), sessions) for cell in cells]),
+        calibration=np.ones((len(cells), sessions, 15, 3)),
+        squared_error=np.full((len(cells), sessions), 20.0),
         weight=None,
         engine="plain",
     )
@@ -548,6 +566,7 @@ OURS = {
     ("frame_missing", 0.6): (0.7, 0.66),
     ("absent", 1.0): (0.5, 0.5),
 }
+NO_BAND = {"value": 0.5, "low": 0.5, "high": 0.5, "level": 0.95, "clusters": 6}
 LATE = {
     ("clean", 0.0): (0.8, 0.8),
     ("frame_missing", 0.2): (0.7, 0.7),
@@ -590,7 +609,7 @@ def test_the_summary_against_values_by_hand(toy_data: Path) -> None:
             "clean_accuracy": 0.9,
             "clean_macro_f1": 0.9,
             "clean_calibration_error": 0.0,
-            "clean_brier": 40.0 / 200,
+            "clean_brier": 20.0 / 100,
             "area_under_curve": area,
             "largest_tolerated_rate": 0.2,
             "effective_robustness": (0.86 - 0.8) + (0.68 - 0.7),
@@ -689,6 +708,7 @@ def test_the_page_speaks_of_conditions_in_words_and_has_room_for_its_tables(toy_
     heads = {title: re.findall(r"<th(?: [^>]*)?>(.*?)</th>", body) for title, body in sections}
     assert max(len(columns) for columns in heads.values()) <= 7
     values = results.summary(results.groups[0])
+    assert "over the classes that occur with that speaker" in page
     told = [each for title in ("Summary", "Against late fusion", "Calibration and speakers, on clean sessions")
             for each in heads[title][1:]]  # fmt: skip
     assert len(told) == len(values) + 3  # and the seeds, the worst condition and the worst speaker
@@ -702,7 +722,7 @@ def test_a_model_near_chance_is_seen_as_one(toy_data: Path) -> None:
     results = replace(results, groups=[results.groups[0], replace(results.groups[1], tallies=[flat])])
     assert [results.near_chance(group) for group in results.groups] == [False, True]
     first, last = results.lines()
-    assert f"clean macro-F1 0.9000 (class prior {prior:.4f}), area" in first
+    assert f"(1 model, plain engine): clean macro-F1 0.9000 (class prior {prior:.4f}), area" in first
     assert f"(class prior {prior:.4f}, near chance), area" in last
     page = robustness_page(results).decode()
     assert f"macro-F1 {prior:.4f} (dotted in the figures)." in page
@@ -718,7 +738,91 @@ def test_noise_of_a_point_fills_no_axis(toy_data: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(report, "svg", lambda figure: drawn.append(figure) or b"<svg/>")
     robustness_page(made_up_results(toy_data, "edu_emotionnet"))
     curves, calibration, _ = drawn
-    assert [axes.get_ylim()[0] for figure in (curves, calibration) for axes in figure.axes] == [0.0] * 4
+    for axes in (*curves.axes, *calibration.axes):
+        bottom, top = axes.get_ylim()
+        highest = max(np.max(line.get_ydata()) for line in axes.lines)
+        assert bottom == 0.0 and top > 1.05 * highest
+
+
+def test_every_model_of_a_large_comparison_has_a_line_of_its_own_and_no_legend_lies_across(
+    toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(report, "svg", lambda figure: drawn.append(figure) or b"<svg/>")
+    monkeypatch.setattr(
+        RobustnessResults, "intervals", lambda _, __, levels, ___: [Interval(**NO_BAND) for _ in levels]
+    )
+    robustness_page(made_up_results(toy_data, *MODELS))
+    for figure in drawn[:2]:
+        assert [axes.get_legend() for axes in figure.axes] == [None, None]
+        (legend,) = figure.legends
+        for axes in figure.axes:
+            models = [line for line in axes.lines if line.get_label() != "class prior"]
+            assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in models}) == len(MODELS)
+        assert [text.get_text() for text in legend.get_texts()][: len(MODELS)] == [f"{name}, clean" for name in MODELS]
+
+
+def test_a_bootstrap_over_too_few_sessions_is_not_drawn(toy_data: Path) -> None:
+    results = made_up_results(toy_data, "edu_emotionnet", "mult")
+    page = robustness_page(results).decode()
+    assert "95 % session-clustered" in page and "no intervals" not in page
+    few = [replace(group, tallies=[made_up(results.cells, table_score(OURS), sessions=4)]) for group in results.groups]
+    results = replace(results, groups=few)
+    page = robustness_page(results).decode()
+    assert results.compared(0.6) == []
+    assert "95 % session-clustered" not in page and "Fewer than 5 sessions" in page
+    assert page.count("<svg") == 3
+
+
+def test_seeds_that_err_on_either_side_are_not_calibrated_together(toy_data: Path) -> None:
+    """Both say 0.77; one is right in 60 % of steps, the other in 94 %."""
+    results = made_up_results(toy_data, "edu_emotionnet")
+    (tally,) = results.groups[0].tallies
+    over, under = np.zeros((2, *tally.calibration.shape))
+    over[..., 11, :], under[..., 11, :] = [100, 60, 77], [100, 94, 77]
+    group = replace(
+        results.groups[0],
+        run_ids=["a", "b"],
+        tallies=[replace(tally, calibration=over), replace(tally, calibration=under)],
+    )
+    rows = cell_table(replace(results, groups=[group])).to_pylist()
+    assert group.calibration(results.clean) == pytest.approx(0.17)
+    for (_, main), measure, column in (
+        (results.main_curve(), group.calibration, "calibration_error"),
+        (results.main_curve(), group.brier, "brier"),
+    ):
+        for level, cells in main.items():
+            of_level = [row[column] for row in rows if row["cell"] in {results.cells[cell].id for cell in cells}]
+            assert measure(cells) == pytest.approx(np.mean(of_level)), level
+
+
+@pytest.mark.parametrize(
+    ("suite", "unit"),
+    [
+        (
+            {"name": "s", "purpose": "validation", "sweeps": [{"corruption": "speckle", "modalities": "each"}]},
+            "severity",
+        ),
+        ({"name": "s", "sweeps": [{"corruption": "absent", "modalities": "each"}]}, "severity"),
+        ({"name": "s", "sweeps": [{"corruption": "frame_missing", "modalities": [["audio"]]}]}, "rate"),
+    ],
+)
+def test_what_is_summed_over_the_missing_rate_is_not_summed_over_any_other_condition(
+    toy_data: Path, suite: dict[str, Any], unit: str
+) -> None:
+    cells = expand(parse_suite(suite), ("audio", "visual", "text"))
+    results = replace(made_up_results(toy_data, "edu_emotionnet", "late_fusion"), cells=cells)
+    groups = [replace(group, tallies=[made_up(cells, lambda cell: 0.9 - 0.1 * cell.level)]) for group in results.groups]
+    results = replace(results, groups=groups)
+    summary = results.summary(results.groups[0])
+    assert {"area_under_curve", "largest_tolerated_rate", "effective_robustness"}.isdisjoint(summary)
+    assert "mean_corruption_error" in summary and "area" not in next(results.lines())
+    page = robustness_page(results).decode()
+    main = results.main_curve()
+    assert main is not None
+    assert f"<h2>Score against the {unit}</h2>" in page
+    assert f"one of its {len(results.curves())} conditions" in page
+    assert "area under the curve" not in page and "Tolerated rate" not in page
 
 
 def test_every_corruption_has_a_name_for_people() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from emolab.names import UserError, checked_name
 from emolab.robustness.cells import distinct_variants
 from emolab.robustness.corruptions.catalog import corruptions
-from emolab.robustness.suites import expand, load_suite, parse_suite, shipped_suites
+from emolab.robustness.suites import expand, load_suite, lowered, parse_suite, shipped_suites
 
 MODALITIES = ("audio", "visual", "text")
 
@@ -86,6 +86,45 @@ def test_mistakes_in_a_suite_are_one_line_that_names_the_place(values, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_suite(values, where="mine.yaml")
     assert "\n" not in str(caught.value) and str(caught.value).startswith("mine.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("modalities", "levels", "told"),
+    [
+        (MODALITIES, [0.1, 0.5, 0.6, 2 / 3], "no cell has rate 0.7, the highest is 0.667"),
+        (("audio", "text"), [0.1, 0.5], "no cell has rate 0.6, 0.7, the highest is 0.5"),
+    ],
+)
+def test_rates_that_so_few_modalities_cannot_have_become_the_highest_they_can(modalities, levels, told):
+    suite = parse_suite({"name": "s", "sweeps": [{"corruption": "step_missing", "levels": [0.1, 0.5, 0.6, 0.7]}]})
+    cells = expand(suite, modalities)
+    assert [cell.level for cell in cells] == [0.0, *levels]
+    assert lowered(suite, cells) == f"step_missing leaves a modality at every step: {told}"
+    alone = load_suite("standard")
+    cells = expand(alone, ("text",))
+    assert not [cell for cell in cells if cell.corruption == "step_missing"]
+    assert lowered(alone, cells).endswith("0.6, 0.7, the highest is 0")
+    assert lowered(load_suite("paper"), expand(load_suite("paper"), modalities)) == ""
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "message"),
+    [
+        ([], "no condition for data with audio, visual, text"),
+        ([{"corruption": "frame_missing", "levels": [0]}], "no condition .* level above 0"),
+        ([{"corruption": "frame_missing", "modalities": []}], "a sweep over no modality"),
+        ([{"corruption": "gaussian"}, {"corruption": "frame_missing", "modalities": []}], "a sweep over no modality"),
+        (
+            [{"corruption": "frame_missing", "levels": [0.3, 0.3000000001]}],
+            "2 conditions named frame_missing-0.3",
+        ),
+    ],
+)
+def test_a_suite_without_a_condition_or_with_two_of_one_name_is_refused(sweeps, message):
+    suite = parse_suite({"name": "s", "sweeps": sweeps})
+    with pytest.raises(UserError, match=message) as caught:
+        expand(suite, MODALITIES)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sets", [[["visual"]], [["audio"], ["audio", "visual"]]])

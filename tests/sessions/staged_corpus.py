@@ -39,6 +39,7 @@ class StagedCorpus(Corpus):
     """That the first stage takes for each session."""
     gap: int = 0
     """Steps at which every fourth session lacks sound, in one stretch."""
+    step_seconds: float = 0.5
     starts: bool = True
     """Whether the second stage finds its weights."""
     repeated: bool = False
@@ -82,7 +83,7 @@ class StagedCorpus(Corpus):
             session_id=reference.session_id,
             speaker_id=reference.speaker_id,
             corpus=self.name,
-            step_seconds=0.5,
+            step_seconds=self.step_seconds,
             features=features,
             present=present,
             labels=np.full(steps, int(index % 3 == 0), np.int64),

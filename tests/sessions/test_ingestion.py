@@ -69,7 +69,7 @@ class Story:
 @pytest.fixture(scope="module")
 def story(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("mixed")
-    corpus = StagedCorpus(source=str(write_recordings(folder / "media", 40, bad=BAD)))
+    corpus = StagedCorpus(source=str(write_recordings(folder / "media", 40, bad=BAD)), step_seconds=0.2)
     with pytest.raises(UserError) as error:
         made(corpus, folder / "data", max_refused=0.1)
     assert not (folder / "data" / "dataset.json").exists()
@@ -119,6 +119,7 @@ def test_running_again_reads_only_what_is_unfinished_damaged_or_replaced(story: 
 def test_what_is_left_is_a_sound_data_set(story: Story) -> None:
     output, manifest = story.folder / "data", story.manifest
     assert manifest.quarantined == 3
+    assert manifest.step_seconds == 0.2, "exactly: recordings to predict are cut into steps by it"
     assert sum(split.sessions for split in manifest.splits.values()) == 37
     assert verify(output) == manifest
     assert "quarantined: 3 of 40" in "\n".join(story.lines)
@@ -140,6 +141,16 @@ def test_every_session_is_accounted_for(story: Story) -> None:
         facts = [entry.facts for entry in entries if entry.facts is not None and entry.split == split]
         assert sum(each.steps for each in facts) == summary.steps
         assert np.sum([each.label_counts for each in facts], axis=0).tolist() == summary.label_counts
+
+
+def test_a_table_that_was_changed_into_something_else_is_refused(
+    story: Story, tmp_path: Path, one_line: OneLine
+) -> None:
+    for content in ("session_id\n" + "s" * 200_000, "session_id\ns000\n"):
+        (tmp_path / "sessions.csv").write_text(content)
+        with pytest.raises(UserError) as error:
+            read_inventory(tmp_path, story.manifest)
+        one_line(error, "sessions.csv cannot be read", "prepare it again")
 
 
 def test_unfinished_work_of_other_options_is_refused(tmp_path: Path, one_line: OneLine) -> None:
@@ -194,11 +205,13 @@ def test_an_id_that_may_not_become_a_path_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_the_protocol_is_part_of_the_data_set(ray_cluster: None, tmp_path: Path, one_line: OneLine) -> None:
-    corpus = StagedCorpus(source=str(write_recordings(tmp_path / "media", 40)), gap=5, staged=False)
-    protocol = Protocol(max_gap_seconds=2, balance="classes", normalise="session")
+    media = write_recordings(tmp_path / "media", 40)
+    corpus = StagedCorpus(source=str(media), gap=5, step_seconds=0.04, staged=False)
+    protocol = Protocol(max_gap_seconds=0.16, balance="classes", normalise="session")
     manifest = made(corpus, tmp_path / "data", protocol=protocol)
-    assert manifest.protocol == {"max_gap_seconds": 2.0, "balance": "classes", "normalise": "session"}
-    assert manifest.dropped["gap"] == 10  # five steps of half a second
+    assert manifest.protocol == {"max_gap_seconds": 0.16, "balance": "classes", "normalise": "session"}
+    assert manifest.step_seconds == 0.04
+    assert manifest.dropped["gap"] == 10  # five steps of 0.04 s
     entries = [entry for entry in read_inventory(tmp_path / "data", manifest) if entry.outcome == "kept"]
     assert set(Counter(entry.facts.dominant for entry in entries if entry.facts).values()) == {10}
     store = load_split(tmp_path / "data", manifest, "train")

@@ -1,26 +1,38 @@
 """The data contract: what is written is read back, and nothing else is."""
 
+import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.conftest import ToyCorpus
+from tests.sessions.staged_corpus import StagedCorpus
 
+from emolab.corpora.corpus import Corpus
+from emolab.locks import holding
 from emolab.names import UserError
 from emolab.sessions.loading import Block, SessionStore, epoch_batches, load_split, ordered_batches
 from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
 from emolab.sessions.preparation import assign_splits, prepare
-from emolab.sessions.schema import Session, arrow_schema, from_table
-from emolab.sessions.shards import describe, read_shard, verify, write_shard
+from emolab.sessions.schema import Session, arrow_schema, from_table, to_row
+from emolab.sessions.shards import describe, read_shard, sha256, verify, write_shard
 from emolab.sessions.splits import split_by_speaker
+from emolab.sessions.work import WorkFolder
 from emolab.training.data import load_training_data
 from emolab.training.datasets import shared_datasets
+from emolab.training.readiness import check_data
+from emolab.training.recipe import TrainingSettings, TrainSettings, check_selection
 
 Make = Callable[..., tuple[Path, Manifest]]
 CORPUS = ToyCorpus()
@@ -86,10 +98,6 @@ def test_a_batch_is_its_sessions_padded(indices: list[int]) -> None:
 
 
 def store_of(sessions: list[Session]) -> SessionStore:
-    import pyarrow as pa
-
-    from emolab.sessions.schema import to_row
-
     schema = arrow_schema(CORPUS.dimensions, quality=False)
     half = len(sessions) // 2
     parts = [part for part in (sessions[:half], sessions[half:]) if part]
@@ -132,11 +140,62 @@ def test_preparing_again_keeps_what_is_there_and_refuses_another_data_set(
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("corpus", [CORPUS, StagedCorpus(source="nowhere")])
+def test_a_second_driver_is_refused_before_it_touches_anything(
+    tmp_path: Path, corpus: Corpus, one_line: Callable[..., None]
+) -> None:
+    (tmp_path / "train").mkdir()
+    with patch.object(StagedCorpus, "references", CORPUS.references), holding(WorkFolder(tmp_path).root, what="work"):
+        with pytest.raises(UserError) as error:
+            prepare(corpus, tmp_path, seed=0, shard_sessions=16)
+        one_line(error, "the preparation in", "is in use by another process", str(os.getpid()))
+    assert (tmp_path / "train").is_dir()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("generated", [True, False])
+def test_a_driver_that_began_before_another_ended_finds_what_that_made(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generated: bool
+) -> None:
+    monkeypatch.setattr(ToyCorpus, "generated", generated)
+
+    def after_the_other(folder: Path, *, what: str) -> Any:
+        shutil.copytree(toy_data, tmp_path / "data")
+        return holding(folder, what=what)
+
+    monkeypatch.setattr("emolab.sessions.preparation.holding", after_the_other)
+    told: list[str] = []
+    made = prepare(CORPUS, tmp_path / "data", seed=0, shard_sessions=16, report=told.append)
+    assert made == verify(tmp_path / "data") == read_manifest(toy_data)
+    assert not told, "nothing is written again"
+    assert not WorkFolder(tmp_path / "data").root.exists()
+
+
+@pytest.mark.fault
 def test_an_interrupted_preparation_is_finished_with_the_same_bytes(make_dataset: Make) -> None:
     folder, manifest = make_dataset()
     (folder / "dataset.json").unlink()
     (folder / manifest.shards[0].path).write_bytes(b"half a shard")
+    (folder / "report.html").write_text("of the data set that was here")
     assert prepare(CORPUS, folder, seed=0, shard_sessions=16, report=lambda _: None).shards == manifest.shards
+    assert not (folder / "report.html").exists()
+
+
+def test_data_without_labels_are_prepared_with_a_warning_and_not_trained_on(
+    ray_cluster: None, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    told: list[str] = []
+    manifest = prepare(ToyCorpus(labelled=False), tmp_path, seed=0, shard_sessions=60, report=told.append)
+    assert told[-1] == "warning: no step of train, validation, test has a label: good for predictions alone"
+    with pytest.raises(UserError) as error:
+        check_data(TrainSettings(data=str(tmp_path)), manifest)
+    one_line(error, f"{tmp_path}: no step of the train split has a label")
+    labelled = manifest.splits["train"].model_copy(update={"label_counts": [1, 0, 0]})
+    manifest = manifest.model_copy(update={"splits": manifest.splits | {"train": labelled}})
+    with pytest.raises(UserError) as error:
+        check_selection(TrainingSettings(), manifest, data="mine")
+    one_line(error, "mine: no step of the validation split has a label: set training.selection=last")
+    check_selection(TrainingSettings(selection="last"), manifest, data="mine")
 
 
 @pytest.mark.fault
@@ -204,6 +263,30 @@ def test_nan_where_a_modality_is_present_is_refused_and_elsewhere_harmless(
     hidden = replace(seen, present={n: np.arange(session.num_steps) != 1 for n in poisoned})
     hidden.check(classes=3)
     assert len(load_split(tmp_path, write_one(tmp_path, [hidden]), "train")) == 1
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("claimed", [(2, 6), (2, 5), (4, 5)])
+def test_lists_that_are_not_as_long_as_the_steps_are_refused(
+    tmp_path: Path, claimed: tuple[int, int], one_line: Callable[..., None]
+) -> None:
+    """A foreign shard: what stands under its own digest need not be true."""
+    alike = some_sessions(1)[0]
+    cut = {name: values[:1].repeat(4, axis=0) for name, values in alike.features.items()}
+    present = {name: np.ones(4, bool) for name in cut}
+    four = replace(alike, features=cut, present=present, labels=np.zeros(4, np.int64))
+    manifest = write_one(tmp_path, [four, replace(four, session_id="second")])
+    table = read_shard(tmp_path, manifest.shards[0])
+    pq.write_table(
+        table.set_column(table.column_names.index("num_steps"), "num_steps", pa.array(claimed, pa.int32())),
+        tmp_path / manifest.shards[0].path,
+    )
+    shard = manifest.shards[0].model_copy(update={"sha256": sha256(tmp_path / manifest.shards[0].path)})
+    write_manifest(manifest.model_copy(update={"shards": [shard]}), tmp_path)
+    for reader in (verify, lambda folder: load_split(folder, read_manifest(folder), "train")):
+        with pytest.raises(UserError) as error:
+            reader(tmp_path)
+        one_line(error, shard.path, "second" if claimed[0] == 4 else alike.session_id, "steps")
 
 
 @pytest.mark.fault
@@ -286,6 +369,30 @@ def test_length_buckets_hold_similar_lengths_and_are_shuffled_anew_in_every_epoc
     assert plan(0, 0) == [
         np.random.default_rng([3, 0]).permutation(320)[start : start + 16].tolist() for start in range(0, 320, 16)
     ]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["statistics"]["std"]["audio"].reverse(),  # what a model standardises with
+        lambda values: values["splits"]["train"]["label_counts"].reverse(),  # the accuracy of guessing
+        lambda values: values["splits"]["test"]["reference_scores"].update(exact_filter=1.0),
+    ],
+)
+def test_a_changed_manifest_is_refused(
+    toy_data: Path, tmp_path: Path, change: Callable[[Any], None], one_line: Callable[..., None]
+) -> None:
+    path = tmp_path / "dataset.json"
+    values = json.loads((toy_data / path.name).read_text())
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    assert read_manifest(tmp_path) == read_manifest(toy_data)
+    change(values)
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    for reader in (read_manifest, verify):
+        with pytest.raises(UserError) as error:
+            reader(tmp_path)
+        one_line(error, str(path), "was changed after it was written", "prepare the data set again")
 
 
 def test_a_manifest_cannot_point_outside_its_folder(make_dataset: Make) -> None:

@@ -159,18 +159,19 @@ def test_speakers_that_are_sessions_change_nothing_but_the_order():
 
 def test_curves_are_means_over_the_sessions_that_last_so_long():
     generator = np.random.default_rng(2)
-    lengths = np.array([5, 5, 4, 4, 2, 2, 1, 1])
+    lengths = np.repeat([5, 4, 3, 2, 1], [5, 3, 2, 1, 1])
     observed = np.arange(6) < lengths[:, None]
-    values = generator.random((8, 6, 3))
+    values = generator.random((12, 6, 3))
     values[~observed] = np.nan  # never read
     curve = curve_interval(values, observed, resamples=500)
-    assert curve.sessions.tolist() == [8, 6, 4, 4, 2, 0]
+    assert curve.sessions.tolist() == [12, 11, 10, 8, 5, 0]
     for t in range(5):
         assert curve.mean[t] == pytest.approx(values[observed[:, t], t].mean(0))
         assert (curve.low[t] <= curve.mean[t]).all() and (curve.mean[t] <= curve.high[t]).all()
     assert np.isnan(curve.mean[5]).all() and np.isnan(curve.low[5]).all()
-    one_speaker_left = curve_interval(values, observed, speakers=list("aabbccdd"), resamples=500)
-    assert np.isnan(one_speaker_left.low[4]).all() and np.isfinite(one_speaker_left.mean[4]).all()
+    four_speakers_left = curve_interval(values, observed, speakers=list("abcddeeeffgg"), resamples=500)
+    assert np.isnan(four_speakers_left.low[4]).all() and np.isfinite(four_speakers_left.mean[4]).all()
+    assert np.isfinite(four_speakers_left.low[3]).all()
 
 
 def test_curve_bands_cover_the_true_mean():
@@ -190,11 +191,11 @@ def test_curve_bands_cover_the_true_mean():
         (lambda: metric_difference(np.ones((5, 4, 4)), np.ones((6, 4, 4))), "must share sessions and classes"),
         (lambda: metric_difference(np.ones((5, 4, 4)), np.ones((5, 3, 3))), "must share sessions and classes"),
         (lambda: metric_interval(np.ones((5, 4, 3))), r"shape \(sessions, K, K\)"),
-        (lambda: metric_interval(np.ones((1, 4, 4))), "at least two sessions"),
-        (lambda: metric_interval(np.ones((3, 4, 4)), speakers=["a"] * 3), "at least two speakers"),
+        (lambda: metric_interval(np.ones((1, 4, 4))), "at least 5 sessions, got 1"),
+        (lambda: metric_interval(np.ones((6, 4, 4)), speakers=list("aabbcd")), "at least 5 speakers, got 4"),
         (lambda: metric_interval(np.ones((3, 4, 4)), speakers=["a"] * 4), "one speaker per session, got 4 for 3"),
         (lambda: metric_interval(-np.ones((3, 4, 4))), "finite and not negative"),
-        (lambda: metric_interval(np.ones((3, 4, 4)), level=95), "level of an interval"),
+        (lambda: metric_interval(np.ones((5, 4, 4)), level=95), "level of an interval"),
         (lambda: metric_interval(np.ones((3, 4, 4)), metric="f2"), "one of accuracy, macro_f1, got 'f2'"),
         (lambda: curve_interval(np.ones((3, 4)), np.ones((3, 5))), "do not fit a mask"),
     ],

@@ -9,6 +9,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from tests.conftest import REPOSITORY, ToyCorpus
 
 from edu_emotionnet.batch import SessionBatch
@@ -26,6 +28,7 @@ from emolab.configuration import parse, validate
 from emolab.corpora.corpus import SessionReference, Split
 from emolab.locks import LOCK
 from emolab.names import UserError
+from emolab.reports import comparison_figures
 from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
 from emolab.reports.comparison_text import header_lines
 from emolab.reports.page import Measured
@@ -39,8 +42,8 @@ from emolab.studies.comparison import compare, plan_comparison
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_cells import Remaining, Trained
 from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
-from emolab.studies.comparison_search import SEARCHES
-from emolab.studies.comparison_settings import MODELS, CompareSettings, with_default_preset
+from emolab.studies.comparison_search import SEARCHES, search_settings
+from emolab.studies.comparison_settings import MODELS, CompareSettings, SearchBudget, with_default_preset
 from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
 from emolab.studies.theory import TheoryRecord
@@ -282,7 +285,7 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     one_line(error, "1 of 2 cells diverged", "late_fusion, seed 0", "non-finite loss")
     page = (tmp_path / "study" / "report.html").read_text()
     assert "late_fusion (seed 0)" in page
-    assert "were trained after the first opening" not in page
+    assert "trained after the first opening" not in page
     before = {name: trace for name, trace in traces(tmp_path).items() if "early_fusion" in name}
     with pytest.raises(UserError):
         run(settings.model_copy(update={"seeds": (0, 1)}))
@@ -293,7 +296,7 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     assert [cell.seed for cell in comparison.cells if cell.sessions is not None] == [0, 1]
     assert comparison.openings["models"] == 2
     assert analyse(comparison, resamples=50).trained_late() == 1
-    assert "1 of these models were trained after" in (tmp_path / "study" / "report.html").read_text()
+    assert "1 of these models was trained after" in (tmp_path / "study" / "report.html").read_text()
 
 
 def test_what_was_trained_before_is_no_time_that_is_left(toy_data: Path, tmp_path: Path) -> None:
@@ -489,8 +492,17 @@ def test_the_command_line_takes_lists_either_way_and_means_the_small_preset() ->
     assert read("--preset=smoke").training.epochs == 3
     assert read("--models", "edu_emotionnet,mult").models == ("edu_emotionnet", "mult")
     assert read("--models", "[edu_emotionnet, mult]", "--seeds", "4,2").seeds == (4, 2)
+    assert read("--seeds", "7").seeds == read("--seeds", "[7]").seeds == (7,)
     assert read("models=[edu_emotionnet]", "seeds=[7]", "model.d_model=16").model == read().model | {"d_model": 16}
     assert read().models == MODELS
+
+
+def test_a_search_does_not_hang_on_the_order_of_the_seeds(tmp_path: Path) -> None:
+    searched = [
+        search_settings(CompareSettings(seeds=seeds, search=SearchBudget(trials=1)), "mult", tmp_path)
+        for seeds in ((1, 0), (2, 1, 0), (0, 1, 2))
+    ]
+    assert searched[0] == searched[1] == searched[2]
 
 
 def modules() -> dict[str, ast.Module]:
@@ -586,6 +598,7 @@ def judged(scores: Mapping[str, Sequence[float]], *, sessions: int = 60, **chang
                     metrics={"trainable_parameters": 10.0 + number, "training_seconds": 2.0, "test_accuracy": share},
                     ended=1.0,
                     opened="2030-01-01T00:00:00+00:00",
+                    openings=1,
                 )
             )
     summary = {"sessions": 60, "steps": 600, "speakers": ["p0"], "label_counts": [300, 300], "present": {}}
@@ -654,12 +667,23 @@ def test_a_verdict_never_contradicts_the_t_test(data: st.DataObject) -> None:
                 assert (row.t_test.difference > 0) == (row.verdict == "reference better")
 
 
-@pytest.mark.parametrize(
-    ("sweeps", "told"), [(0, "0 robustness sweeps."), (1, "1 robustness sweep."), (3, "3 robustness sweeps.")]
-)
+@pytest.mark.parametrize(("sweeps", "told"), [(0, "0 times"), (1, "once"), (3, "3 times")])
 def test_openings_by_sweeps_are_counted_in_words(sweeps: int, told: str) -> None:
     analysis = judged({"edu_emotionnet": [0.8], "mult": [0.6]}, openings={"models": 9, "sweeps": sweeps})
-    assert any(line.endswith(f"here 2, and for {told}") for line in header_lines(analysis))
+    (line,) = [line for line in header_lines(analysis) if line.startswith("The test split was opened")]
+    assert line.startswith("The test split was opened once for every model and seed, after all of them were trained: ")
+    assert line.endswith(f"opened 9 times for models in all, 2 of these here, and {told} for robustness sweeps.")
+
+
+def test_the_header_does_not_say_once_of_what_was_opened_again_nor_after_all_of_what_was_added() -> None:
+    comparison = judged({"edu_emotionnet": [0.8, 0.8], "mult": [0.6, 0.6]}).comparison
+    *others, last = comparison.cells
+    late = datetime.fromisoformat(last.opened).timestamp() + 60.0
+    added = analyse(replace(comparison, cells=(*others, replace(last, openings=3, ended=late))), resamples=50)
+    text = "\n".join(header_lines(added))
+    assert "opened once for every model and seed but mult (seed 1) 3 times: 2030" in text
+    assert "9 times for models in all, 6 of these here" in text
+    assert "1 of these models was trained after the first opening" in text and "after all of them" not in text
 
 
 def test_the_code_of_every_call_that_made_a_comparison_is_named() -> None:
@@ -699,6 +723,15 @@ def test_differences_are_those_of_the_table_and_corrected_for_their_number() -> 
         smallest = min((row for row in rows if row.by_session), key=lambda row: row.by_session.p)  # type: ignore[union-attr]
         assert smallest.by_session is not None
         assert smallest.adjusted_p == pytest.approx(2 * smallest.by_session.p)
+
+
+def test_four_sessions_give_scores_and_no_intervals() -> None:
+    analysis = judged({"edu_emotionnet": [0.9, 0.9], "mult": [0.3, 0.3]}, sessions=4)
+    (row,) = analysis.differences["macro_f1"]
+    assert row.by_session is None and row.t_test is not None and row.verdict == "undecided"
+    assert not analysis.class_f1
+    assert b"over seeds" in comparison_page(analysis)
+    assert judged({"edu_emotionnet": [0.9], "mult": [0.3]}, sessions=5).class_f1
 
 
 def test_a_model_that_lost_seeds_is_paired_over_those_it_has() -> None:
@@ -798,6 +831,14 @@ def test_counts_per_session_are_those_of_a_plain_loop(data: st.DataObject) -> No
     assert torch.equal(counts, expected)
     assert 0.0 <= float(accuracy(counts.sum(0))) <= 1.0
     assert float(macro_f1(counts.sum(0))) == pytest.approx(float(class_f1(counts.sum(0)).mean()))
+
+
+def test_a_run_of_one_epoch_leaves_a_mark_in_its_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(comparison_figures, "svg", lambda figure: drawn.append(figure) or b"<svg/>")
+    longer = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in (1, 2)]
+    comparison_figures.loss_curves({"mult": [longer[:1], longer]})
+    assert [line.get_marker() for line in drawn[0].axes[0].lines] == ["o", ""]
 
 
 def test_figures_draw_without_a_warning() -> None:

@@ -739,6 +739,7 @@ def test_a_population_repeats_its_schedules(ray_cluster: None, toy_data: Path, t
         random.seed(name)
         np.random.seed(len(name))
         settings = population_settings(toy_data, tmp_path / name, grace_epochs=1)
+        settings = settings.model_copy(update={"training": settings.training.model_copy(update={"epochs": 3})})
         (tmp_path / name / "space.yaml").write_text(yaml.safe_dump({"parameters": {"training.learning_rate": rates}}))
         result = search(settings, NoTracker())
         return [t.user_attrs["schedule"] for t in study_of(result.folder / "study.db")]

@@ -1,5 +1,6 @@
 """The page of a search shows what the study holds."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from emolab.reports import search_figures as search_figures_module
-from emolab.reports.page import Section, TableData, page
+from emolab.reports.page import Measured, Section, TableData, page
 from emolab.reports.search import search_page, trained_again
 from emolab.reports.search_figures import best_so_far, epochs_by_rung, history, parallel, search_figures, slices
 from emolab.reports.tables import to_csv, to_latex
@@ -194,6 +195,15 @@ def test_numbers_of_a_latex_column_have_one_precision() -> None:
     table = TableData(columns=["model", "score"], rows=[["a", 0.29], ["b", 0.2874], ["c", 0.0], ["d", 123456.0]])
     rows = to_latex(table).decode().splitlines()[4:8]
     assert [row.split("$")[1] for row in rows] == ["0.2900", "0.2874", "0", "123456"]
+
+
+def test_powers_of_ten_and_what_is_unknown_are_latex() -> None:
+    values = [2.3e-6, -5e-5, 12345678901.0, math.inf, -math.inf, 1234.4, math.nan, None, Measured(math.nan)]
+    rows = to_latex(TableData(columns=["model", "p"], rows=[["a", value] for value in values])).decode().splitlines()
+    assert [row.removesuffix(r" \\").split(" & ")[1] for row in rows[4:-2]] == [
+        r"$2.3 \times 10^{-6}$", r"$-5 \times 10^{-5}$", r"$1.235 \times 10^{10}$", r"$\infty$", r"$-\infty$",
+        "$1234$", "--", "--", "--",
+    ]  # fmt: skip
 
 
 def test_the_stretches_between_decisions_hold_all_epochs(result: Any) -> None:

@@ -98,7 +98,11 @@ class Meld(LabelledRecordings):
         starts = [0.0, *itertools.accumulate(each.seconds for each in dialogue.utterances)]
         placed = list(zip(dialogue.utterances, itertools.pairwise(starts), strict=True))
         clips = [
-            Clip(path=contained(videos, f"dia{dialogue.number}_utt{each.number}.mp4", what="file"), offset=start)
+            Clip(
+                path=contained(videos, f"dia{dialogue.number}_utt{each.number}.mp4", what="file"),
+                offset=start,
+                seconds=each.seconds,  # a longer file would be heard and seen in the next utterance's steps
+            )
             for each, (start, _) in placed
         ]
         found = tuple(clip for clip in clips if clip.path.is_file())

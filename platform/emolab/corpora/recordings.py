@@ -24,6 +24,7 @@ from emolab.features.audio import AudioSettings
 from emolab.features.decoding import Clip, Limits, UnusableMediaError
 from emolab.features.grid import LabelledSpan, Word, fitted, step_labels, steps_covering
 from emolab.features.text import TextSettings
+from emolab.features.transcripts import read_words
 from emolab.features.visual import VisualSettings
 from emolab.names import UserError
 from emolab.sessions.schema import Session
@@ -35,6 +36,10 @@ _PLACES = ("source", "manifest")
 
 _CODEC_PADDING = 0.05
 """Seconds of sound at the end that make no step of their own: a codec fills its last frame up (AAC: to 43 ms)."""
+
+_LATE_WORDS = 1.0
+"""Seconds after the end of what is heard and seen at which a transcript's word may still begin: recognisers and
+people who write captions are not that exact."""
 
 PAPER_CLASSES = ("confused", "curious", "bored", "frustrated")
 
@@ -151,10 +156,12 @@ class RecordedCorpus(Corpus):
         """The modalities on one grid, as long as the longest of them, and the labels on the same grid.
 
         Raises:
-            RefusedSessionError: nothing was heard, seen or said, or an annotation does not fit the recording.
+            RefusedSessionError: nothing was heard, seen or said, or a transcript or an annotation does not fit the
+                recording.
         """
         recording = self.recording(reference)
         ends = {name: float(arrays[f"{name}.seconds"][0]) for name in self.dimensions}
+        _check_transcript(recording, ends)
         seconds = max(ends.values())
         steps = max(
             steps_covering(end - (_CODEC_PADDING if name == "audio" else 0.0), self.step_seconds)
@@ -199,9 +206,7 @@ class RecordedCorpus(Corpus):
         recording = replace(self.recording(reference), listed="")
         paths = [clip.path for clip in (*recording.video, *recording.audio)]
         paths += [each for each in (recording.words, recording.spans) if isinstance(each, Path)]
-        found = [path.stat() if path.exists() else None for path in paths]
-        states = [(each.st_size, each.st_mtime_ns) if each else None for each in found]
-        return hashlib.sha256(repr((recording, states)).encode()).hexdigest()
+        return hashlib.sha256(repr((recording, [_state(path) for path in paths])).encode()).hexdigest()
 
     def provenance(self) -> Mapping[str, Any]:
         """Where the features come from: model, revision, digest, parameters and library versions per modality."""
@@ -234,11 +239,36 @@ class RecordedCorpus(Corpus):
         return spans
 
 
+def _check_transcript(recording: Recording, ends: Mapping[str, float]) -> None:
+    """Refuse a transcript on another clock than the recording's, where something else of that was read.
+
+    Words that a corpus lists itself are left alone: it may lack the files of some utterances.
+    """
+    recorded = max((end for name, end in ends.items() if name != "text"), default=0.0)
+    if "text" not in ends or not recorded or not isinstance(recording.words, Path):
+        return
+    late = next((word for word in read_words(recording.words) if word.start > recorded + _LATE_WORDS), None)
+    if late is not None:
+        raise recording.refused(
+            f"transcript: {late.text[:30]!r} begins at {late.start:g} s, after the recording's end at {recorded:g} s: "
+            "are its times in seconds?"
+        )
+
+
 def _spans(recording: Recording) -> Sequence[LabelledSpan]:
     try:
         return read_spans(recording.spans) if isinstance(recording.spans, Path) else recording.spans
     except UnusableMediaError as error:
         raise recording.refused(f"labels: {error}") from None
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None of one that is not there, or cannot be, such as one with an endless name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

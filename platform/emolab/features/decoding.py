@@ -6,6 +6,7 @@ stays bounded: what is longer, larger or faster than the limits is refused, wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _SAMPLE_RATES = (4_000, 384_000)
 _MOST_PIXELS = 7680 * 4320
 _MOST_FRAMES_PER_SECOND = 300
 _BACKWARDS = 1.0
+_ROUNDING = 1e-6
+"""Seconds: containers store rounded times."""
 _UNKNOWN_LENGTH = 2**32 - 1 - 8
 """What a WAV file that was written to a pipe promises."""
 _FORMATS = "mov,matroska,webm,avi,wav,w64,aiff,caf,flac,ogg,mp3,aac,mpeg,mpegts,flv,asf"
@@ -46,6 +49,13 @@ class Clip:
 
     path: Path
     offset: float = 0.0
+    seconds: float = math.inf
+    """How much of the file belongs to the session."""
+
+    @property
+    def end(self) -> float:
+        """The second of the session's clock at which it ends at the latest."""
+        return self.offset + self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,8 @@ class Limits:
 
 
 def frames(clip: Clip, kind: Kind, limits: Limits) -> Iterator[tuple[AudioFrame | VideoFrame, float, float]]:
-    """Decoded frames of the first stream of that kind, with their start and end on the session's clock.
+    """Decoded frames of the first stream of that kind that begin within the clip, with their start and end on the
+    session's clock.
 
     A file without such a stream yields nothing.
     """
@@ -75,13 +86,15 @@ def frames(clip: Clip, kind: Kind, limits: Limits) -> Iterator[tuple[AudioFrame 
             assert isinstance(frame, AudioFrame | VideoFrame)
             count += 1
             start = end if frame.time is None else frame.time - zero
+            if start >= clip.seconds - _ROUNDING:
+                return
             if start < latest - _BACKWARDS:
                 raise UnusableMediaError(f"{path.name}: its times run backwards, from {latest:.2f} to {start:.2f} s")
             end = start + _length(frame, stream)
             latest = max(latest, end)
             if clip.offset + latest > limits.seconds or count > limits.seconds * _MOST_FRAMES_PER_SECOND:
                 raise _too_long(path, limits)
-            yield frame, clip.offset + start, clip.offset + end
+            yield frame, clip.offset + start, min(clip.offset + end, clip.end)
         if count == 0:
             raise UnusableMediaError(f"{path.name}: its {kind} stream is empty")
         if declared is not None and latest < 0.98 * declared - 0.5:

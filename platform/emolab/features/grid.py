@@ -102,11 +102,12 @@ def step_labels(
     A class must cover at least half of the step's time inside the recording; otherwise the step is unlabelled.
 
     Args:
-        spans: (start, end, class) in seconds; a class below 0 is no label.
+        spans: (start, end, class) in seconds; a class below 0 is no label, and time that several spans of one class
+            cover counts once.
         seconds: length of the recording, which may end inside its last step.
     """
     covered: dict[tuple[int, int], float] = {}
-    for start, end, index in spans:
+    for start, end, index in _united(spans):
         first, last = max(0, int(start // step_seconds)), min(steps, steps_covering(end, step_seconds))
         for step in range(first, last if index >= 0 else first):
             overlap = min(end, (step + 1) * step_seconds) - max(start, step * step_seconds)
@@ -118,3 +119,14 @@ def step_labels(
         if overlap > best[step] + _ROUNDING and overlap >= inside / 2 - _ROUNDING:
             best[step], labels[step] = overlap, index
     return labels
+
+
+def _united(spans: Iterable[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+    """Spans that overlap and have one class as one span."""
+    united: list[tuple[float, float, int]] = []
+    for start, end, index in sorted(spans, key=lambda span: (span[2], span[0])):
+        if united and united[-1][2] == index and start <= united[-1][1]:
+            united[-1] = (united[-1][0], max(united[-1][1], end), index)
+        else:
+            united.append((start, end, index))
+    return united

@@ -60,7 +60,8 @@ class Sound:
     def __iter__(self) -> Iterator[SoundChunk]:
         for clip in self.clips:
             with one_line(clip.path):  # also of the resampler, which sees what the decoder lets pass
-                for chunk in _chunks(_sound(clip, self.limits)):
+                for whole in _chunks(_sound(clip, self.limits)):
+                    chunk = _ending(whole, clip.end)
                     self.seconds = max(self.seconds, chunk.seconds + len(chunk.samples) / SAMPLE_RATE)
                     yield chunk
 
@@ -103,6 +104,12 @@ class _Square:
         middle = scaled.to_ndarray()[top : top + PICTURE_SIZE, left : left + PICTURE_SIZE]
         # A telephone held upright stores its picture lying down and says so.
         return np.ascontiguousarray(np.rot90(middle, round(frame.rotation / 90)), dtype=np.uint8)
+
+
+def _ending(chunk: SoundChunk, end: float) -> SoundChunk:
+    """The chunk as far as a second: what is decoded last may go on a little after the end of its clip."""
+    most = (end - chunk.seconds) * SAMPLE_RATE
+    return chunk if len(chunk.samples) <= most else chunk._replace(samples=chunk.samples[: max(0, round(most))])
 
 
 def _chunks(pieces: Iterable[tuple[float, NDArray[np.float32]]]) -> Iterator[SoundChunk]:

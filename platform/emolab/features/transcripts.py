@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -18,6 +19,9 @@ _LARGEST_FILE = 64 * 2**20
 """Bytes; a day of speech is a few megabytes."""
 _VARIANT = re.compile(r"\(\d+\)$")
 """Pocketsphinx marks the second pronunciation of a word as ``was(2)``."""
+_CUE = re.compile(r"^(.*-->.*)((?:\n.+)*)", re.MULTILINE)
+"""A caption of WebVTT: its times and, as far as the next empty line, its text."""
+_MARKUP = re.compile(r"<[^<>]*>")
 _NOT_SPOKEN = {"<s>", "</s>", "<sil>", "[NOISE]", "[SPEECH]"}
 
 
@@ -77,7 +81,7 @@ def _from_json(text: str, name: str) -> tuple[Word, ...]:
         if isinstance(content, dict):
             return _from_pocketsphinx(content["w"])
         return tuple(Word(float(word["start"]), float(word["end"]), str(word["text"])) for word in content)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnusableMediaError(
             f'{name}: expected [{{"start": s, "end": s, "text": word}}, ...] or what pocketsphinx writes '
             f"({type(error).__name__}: {str(error)[:80]})"
@@ -90,13 +94,27 @@ def _from_pocketsphinx(entries: Any) -> tuple[Word, ...]:
 
 
 def _from_captions(text: str, name: str) -> tuple[Word, ...]:
+    """The words in the order of their start: two people can speak at once."""
+    webvtt = Path(name).suffix.lower() == ".vtt"
     try:
-        captions = pysubs2.SSAFile.from_string(text, format_={".vtt": "vtt", ".srt": "srt"}[Path(name).suffix.lower()])
+        captions = pysubs2.SSAFile.from_string(
+            _without_remarks(text) if webvtt else text, format_="vtt" if webvtt else "srt"
+        )
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise UnusableMediaError(f"{name} is not a caption file: {str(error)[:80]}") from None
     if not captions.events and text.strip().removeprefix("WEBVTT").strip():
         raise UnusableMediaError(f"{name} is not a caption file: it has no caption with times")
-    return tuple(word for line in captions for word in spread_words(line.plaintext, line.start / 1000, line.end / 1000))
+    spoken = [
+        spread_words(html.unescape(line.plaintext) if webvtt else line.plaintext, line.start / 1000, line.end / 1000)
+        for line in captions
+    ]
+    return tuple(sorted((word for words in spoken for word in words), key=lambda word: word.start))
+
+
+def _without_remarks(text: str) -> str:
+    """WebVTT without what is not said, all of which pysubs2 would take for words: comments, styles, names of captions,
+    markup. Times of single words in the markup it would even take for those of a caption."""
+    return "\n\n".join(found[1] + _MARKUP.sub("", found[2]) for found in _CUE.finditer(text))
 
 
 _READERS: dict[str, Callable[[str, str], tuple[Word, ...]]] = {

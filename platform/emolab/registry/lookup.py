@@ -24,11 +24,12 @@ from emolab.sessions.manifest import read_manifest
 from emolab.tracking.beginning import CONFIGURATION
 from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker
+from emolab.tracking.tracker import NoRun
 from emolab.training.train import flatten
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 _DIGITS = 16
-"""Of a data set's digest, as they stand in the settings of a kept model."""
+"""Of a digest: a data set's in the settings of a kept model, its own in the place of a run id."""
 _RUN = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
 
@@ -107,7 +108,7 @@ class KeptModel:
     digest: str
     """SHA-256 over the manifest, which holds the digests of all files: equal weights of one run, however found."""
     run_id: str
-    """Of the training."""
+    """Of the training; for one that was not tracked, made of the digest."""
     settings: dict[str, Any]
     """Model, training and the digest of the data, flat; without the seed."""
 
@@ -127,10 +128,12 @@ def kept_model(folder: Path) -> KeptModel:
     if not {"model", "training", "dataset_digest", "run_id"} <= set(state):
         raise UserError(f"{folder} is no kept model but a checkpoint to resume from: give the run's folder")
     training = {key: value for key, value in state["training"].items() if key != "seed"}
+    digest = hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest()
+    tracked = state["run_id"] != NoRun.run_id
     return KeptModel(
         folder=folder,
-        digest=hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest(),
-        run_id=str(state["run_id"]),
+        digest=digest,
+        run_id=str(state["run_id"]) if tracked else f"{NoRun.run_id}-{digest[:_DIGITS]}",
         settings=flatten({"model": state["model"], "training": training, "data": state["dataset_digest"][:_DIGITS]}),
     )
 

@@ -11,8 +11,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
+from emolab.reports.figures import STYLE, count_in_whole_numbers, from_zero, svg
 from emolab.studies.bootstrap import CurveInterval, DifferenceInterval, Interval
+from emolab.studies.resampling import FEWEST_CLUSTERS
 
 History = Sequence[Mapping[str, Any]]
 """Reports of one run's epochs."""
@@ -20,7 +21,7 @@ History = Sequence[Mapping[str, Any]]
 
 def modality_weights(weights: CurveInterval, modalities: Sequence[str]) -> bytes:
     """Weight of each modality over the steps of a session, with confidence bands (Fig. 3)."""
-    known = weights.sessions > 1
+    known = weights.sessions >= FEWEST_CLUSTERS  # fewer have no band
     steps = 1 + np.flatnonzero(known)
     with rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.4), layout="constrained")
@@ -30,7 +31,8 @@ def modality_weights(weights: CurveInterval, modalities: Sequence[str]) -> bytes
             axes.fill_between(
                 steps, weights.low[known, i], weights.high[known, i], color=f"C{i}", alpha=0.2, linewidth=0
             )
-        axes.set(xlabel="step of the session", ylabel="weight of the modality", ylim=(0, None))
+        axes.set(xlabel="step of the session", ylabel="weight of the modality")
+        from_zero(axes)
         count_in_whole_numbers(axes.xaxis)
         axes.legend(frameon=False, ncols=len(modalities))
         return svg(figure)
@@ -89,7 +91,8 @@ def _losses(axes: Axes, runs: Sequence[History]) -> None:
             points = [(report["epoch"], report[key]) for report in run if report.get(key) is not None]
             if points:
                 name = None if shown else label
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, alpha=0.8, label=name)
+                alone = "o" if len(points) == 1 else ""  # one point has no line
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, alpha=0.8, label=name, marker=alone)
                 shown = True
     count_in_whole_numbers(axes.xaxis, most=5)
 

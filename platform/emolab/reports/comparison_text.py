@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from emolab.registry.verdict import times
 from emolab.sessions.manifest import Manifest
 from emolab.studies.comparison_analysis import Analysis
 from emolab.studies.comparison_results import Comparison
@@ -13,23 +14,21 @@ def header_lines(analysis: Analysis) -> list[str]:
     """What a reader must know before the tables: the verdict, the data, the openings, the provenance."""
     comparison = analysis.comparison
     manifest, test = comparison.manifest, comparison.manifest.splits["test"]
-    opened = sorted(cell.opened for cell in comparison.cells if cell.opened)
-    late, failed = analysis.trained_late(), [cell for cell in comparison.cells if cell.failure]
+    failed = [cell for cell in comparison.cells if cell.failure]
     lines = [
         analysis.ranking_sentence(),
         f"Test split of {manifest.corpus}: {test.sessions} sessions, {sum(test.label_counts)} labelled steps, "
         f"{len(test.speakers)} speakers. {_reference_points(manifest)}",
         *_caveats(manifest),
-        f"The test split was opened once per model and seed, after all of them were trained: {opened[0]} to "
-        f"{opened[-1]}. This tracker has seen it opened for {comparison.openings['models']} models in all, here "
-        f"{len(opened)}, and for {_sweeps(comparison.openings['sweeps'])}.",
+        _openings(analysis),
     ]
     if hungry := still_improving(comparison):
-        lines.append(f"{hungry} of {len(opened)} models had their best epoch last: more epochs might change the order.")
-    if late:
+        tested = len(comparison.cells) - len(failed)
+        lines.append(f"{hungry} of {tested} models had their best epoch last: more epochs might change the order.")
+    if late := analysis.trained_late():
         lines.append(
-            f"{late} of these models were trained after the first opening, because models or seeds were added: the "
-            "p-values know nothing of the decision to go on."
+            f"{late} of these models {'was' if late == 1 else 'were'} trained after the first opening, because models "
+            "or seeds were added: the p-values know nothing of the decision to go on."
         )
     if failed:
         names = ", ".join(f"{cell.model} (seed {cell.seed})" for cell in failed)
@@ -48,8 +47,19 @@ def header_lines(analysis: Analysis) -> list[str]:
     return lines
 
 
-def _sweeps(count: int) -> str:
-    return "1 robustness sweep" if count == 1 else f"{count} robustness sweeps"
+def _openings(analysis: Analysis) -> str:
+    """How often and when the test split was opened, here and by others."""
+    cells = [cell for cell in analysis.comparison.cells if cell.openings]
+    when = sorted(cell.opened for cell in cells)
+    again = [f"{cell.model} (seed {cell.seed}) {times(cell.openings)}" for cell in cells if cell.openings > 1]
+    often = f"once for every model and seed but {', '.join(again)}" if again else "once for every model and seed"
+    after = "" if analysis.trained_late() else ", after all of them were trained"
+    here, known = sum(cell.openings for cell in cells), analysis.comparison.openings
+    return (
+        f"The test split was opened {often}{after}: {when[0]} to {when[-1]}. This tracker has seen it opened "
+        f"{times(known['models'])} for models in all, {here} of these here, and {times(known['sweeps'])} for "
+        "robustness sweeps."
+    )
 
 
 def still_improving(comparison: Comparison) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -46,6 +47,12 @@ def count_in_whole_numbers(axis: Axis, *, most: int = 10) -> None:
     Without ``min_n_ticks`` matplotlib divides an axis that shows a single whole number into fractions of it.
     """
     axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
+
+
+def from_zero(axes: Axes) -> None:
+    """Let the y axis begin at 0 and end above all that is drawn, which on an axis of its own height a level line is
+    not: matplotlib's margin is a part of what the values span."""
+    axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax or 1.0)
 
 
 def svg(figure: Figure) -> bytes:

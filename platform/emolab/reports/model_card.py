@@ -22,6 +22,7 @@ from emolab.reports.page import Section, Styled, TableData, page
 from emolab.reports.promotion_figures import curves, recalls, single_losses
 from emolab.scores import accuracy, class_precision, class_recall, macro_f1
 from emolab.studies.bootstrap import METRICS, Interval, Metric, class_f1_intervals, metric_interval
+from emolab.studies.resampling import FEWEST_CLUSTERS
 from emolab.training.train import flatten
 
 SIMULATED = (
@@ -161,7 +162,7 @@ def _prior(judged: Judged) -> str:
 
 def _by_class(tested: Tested) -> TableData:
     counts = tested.counts
-    f1 = class_f1_intervals(tested.sessions.confusion) if len(tested.sessions.steps) > 1 else None
+    f1 = class_f1_intervals(tested.sessions.confusion) if len(tested.sessions.steps) >= FEWEST_CLUSTERS else None
     rows = [
         [name, int(counts[i].sum()), float(class_recall(counts)[i]), float(class_precision(counts)[i]),
          _shown(f1[i]) if f1 else None]
@@ -173,7 +174,7 @@ def _by_class(tested: Tested) -> TableData:
 def _interval(tested: Tested, metric: Metric | str, *, speakers: bool = False) -> Interval | float:
     chosen: Metric = "accuracy" if metric == "accuracy" else "macro_f1"
     who = tested.sessions.speaker_ids
-    if len(who) < 2 or (speakers and len(set(who)) < 2):
+    if len(set(who) if speakers else who) < FEWEST_CLUSTERS:
         return float((accuracy if chosen == "accuracy" else macro_f1)(tested.counts))
     return metric_interval(tested.sessions.confusion, metric=chosen, speakers=who if speakers else None)
 

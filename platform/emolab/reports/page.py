@@ -128,8 +128,11 @@ def _head(column: str, values: Sequence[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a table as people read it: four digits, and no exponent where all digits before the point fit."""
+    """A value of a table as people read it: four digits, and no exponent where all digits before the point fit; a
+    dash for what is not defined."""
     if isinstance(value, float):
+        if math.isnan(value):
+            return "–"
         return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return "" if value is None else str(value)
 

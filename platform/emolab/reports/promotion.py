@@ -104,7 +104,9 @@ def _figures(judged: Judged) -> list[Section]:
 
 
 def _evidence(judged: Judged) -> TableData:
-    rows = [["promotion", f"version {judged.verdict.version}", judged.verdict.run_id, None, None]]
+    rows: list[list[Any]] = [
+        ["promotion", f"version {judged.verdict.version}", Styled(judged.verdict.run_id, "ids"), None, None]
+    ]
     for role, evidence in (("challenger", judged.challenger), ("champion", judged.champion)):
         if evidence is not None:
             rows += [[f"{role}: {what}", *rest] for what, *rest in _evidence_rows(evidence)]
@@ -116,9 +118,12 @@ def _evidence_rows(evidence: Evidence) -> list[list[Any]]:
     of, clean = f"version {version.version}", evidence.commits.get(version.run_id)
     weights = f"weights {evidence.registered.digest[:8]}"
     details = f"{weights}, tested on {moment(opened)}" if opened else weights
-    rows: list[list[Any]] = [["training and test", of, version.run_id, clean, Styled(details)]]
+    rows: list[list[Any]] = [["training and test", of, Styled(version.run_id, "ids"), clean, Styled(details)]]
     swept = dict.fromkeys(sweep.run_id for sweep in evidence.sweeps)
-    return rows + [["robustness sweep", of, run_id, evidence.commits.get(run_id), Styled(weights)] for run_id in swept]
+    for run_id in swept:
+        committed = evidence.commits.get(run_id)
+        rows.append(["robustness sweep", of, Styled(run_id, "ids"), committed, Styled(weights)])
+    return rows
 
 
 def _asked(judged: Judged) -> TableData:

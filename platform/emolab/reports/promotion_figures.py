@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,7 +14,7 @@ from emolab.registry.judged import Judged
 from emolab.registry.judgement import COMPARED, difference
 from emolab.registry.sweep_evidence import Curve, SingleLosses
 from emolab.registry.verdict import Missing
-from emolab.reports.figures import STYLE, svg
+from emolab.reports.figures import STYLE, from_zero, svg
 from emolab.scores import class_recall
 
 LIMIT = {"color": "#c62f3b", "linestyle": "--", "linewidth": 1.2}
@@ -56,11 +58,13 @@ def curves(judged: Judged) -> bytes | None:
         for number, (label, curve) in enumerate(drawn):
             for axes, values in ((left, curve.scores), (right, curve.calibration)):
                 axes.plot(curve.rates, values, color=f"C{number}", marker="o", markersize=3, label=label)
-            left.axhline(curve.area, color=f"C{number}", linewidth=0.8, alpha=0.6)
+            mean = "mean over the rates" if number == 0 else None
+            left.axhline(curve.area, color=f"C{number}", linewidth=0.8, alpha=0.6, label=mean)
         _limit(left, judged.gates.missing_modalities.least_area, "least mean over the rates")
         _limit(right, judged.gates.calibration.most_error, "most, at rate 0")
         left.set(xlabel="missing rate, every modality", ylabel="macro-F1", ylim=(0, 1))
-        right.set(xlabel="missing rate, every modality", ylabel="expected calibration error", ylim=(0, None))
+        right.set(xlabel="missing rate, every modality", ylabel="expected calibration error")
+        from_zero(right)
         left.legend(frameon=False, fontsize=8)
         right.legend(frameon=False, fontsize=8)
         return svg(figure)
@@ -117,8 +121,9 @@ def _bars(axes: Axes, names: list[str], values: list[float], number: int, sides:
     x = np.arange(len(names)) + (number - (sides - 1) / 2) * width
     heights = np.nan_to_num(np.asarray(values))
     axes.bar(x, heights, width * 0.94, color=f"C{number}", alpha=0.85, label=label)
-    for place, value in zip(x, heights, strict=True):
-        axes.annotate(f"{value:.2f}", (place, value + 0.01), ha="center", va="bottom", fontsize=8)
+    for place, value, height in zip(x, values, heights, strict=True):
+        told = "no steps" if math.isnan(value) else f"{value:.2f}"
+        axes.annotate(told, (place, height + 0.01), ha="center", va="bottom", fontsize=8)
     axes.set_xticks(np.arange(len(names)), names)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,13 +14,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from emolab.reports.figures import STYLE, svg
+from emolab.reports.figures import STYLE, from_zero, svg
 from emolab.reports.page import Section, Styled, TableData, page
 from emolab.robustness.corruptions.catalog import corruption
-
-if TYPE_CHECKING:
-    from emolab.studies.bootstrap import Metric
-    from emolab.studies.robustness_results import Group, RobustnessResults
+from emolab.studies.bootstrap import Metric
+from emolab.studies.resampling import FEWEST_CLUSTERS
+from emolab.studies.robustness_results import Group, RobustnessResults
 
 _SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 COMPARED_RATE = 0.6
@@ -33,7 +33,7 @@ def robustness_page(results: RobustnessResults) -> bytes:
         f"{len(results.cells)} cells on the {results.split} split of {results.manifest.corpus} "
         f"({len(results.groups[0].tallies[0].session_ids)} sessions), data set {results.manifest.digest[:16]}, "
         f"sweep run {results.run_id}.",
-        "Bands are 95 % session-clustered bootstrap intervals; training seeds and corruption seeds are averaged over.",
+        _BANDS_TEXT if results.has_intervals else _NO_BANDS_TEXT,
         _chance(results),
     ]
     if "ceiling_accuracy" in reference:
@@ -43,9 +43,11 @@ def robustness_page(results: RobustnessResults) -> bytes:
         )
     sections = _summaries(results)
     if results.main_curve() is not None:
-        sections.append(Section(title="Score against the rate", figure=_curves(results)))
+        sections.append(
+            Section(title=f"Score against the {_unit(results)}", text=_which(results), figure=_curves(results))
+        )
         sections += _comparison(results)
-        sections.append(Section(title="Calibration against the rate", figure=_calibration(results)))
+        sections.append(Section(title=f"Calibration against the {_unit(results)}", figure=_calibration(results)))
         sections.append(_heat_map_section(results))
     if any(group.agreement for group in results.groups):
         sections.append(
@@ -76,6 +78,13 @@ def _chance(results: RobustnessResults) -> str:
     )
 
 
+_BANDS_TEXT = (
+    "Bands are 95 % session-clustered bootstrap intervals; training seeds and corruption seeds are averaged over."
+)
+_NO_BANDS_TEXT = (
+    f"Fewer than {FEWEST_CLUSTERS} sessions: nothing is known of other ones, so there are no intervals and no "
+    "comparisons. Training seeds and corruption seeds are averaged over."
+)
 _TOLERATED = "largest_tolerated_rate"
 _COLUMNS = {
     "clean_accuracy": "accuracy, clean",
@@ -94,16 +103,23 @@ _SUMMARY = ("clean_accuracy", "clean_macro_f1", "area_under_curve", _TOLERATED)
 _AGAINST_LATE_FUSION = ("effective_robustness", "mean_corruption_error", "relative_mean_corruption_error")
 _ON_CLEAN_SESSIONS = ("clean_calibration_error", "clean_brier")
 
+_RATE_TEXT = (
+    "Area: mean macro-F1 over the missing rates, every modality at the same rate. Tolerated rate: the largest of them "
+    "up to which at most five points of macro-F1 are lost; a model near chance has no more to lose, and its rate is "
+    "marked so. "
+)
 _SUMMARY_TEXT = (
-    "Area: mean macro-F1 over the rates. Tolerated rate: the largest one up to which at most five points of macro-F1 "
-    "are lost; a model near chance has no more to lose, and its rate is marked so. Worst condition: that with the "
-    "lowest mean macro-F1 over its levels. A model without a defence, that is trained without missing or noisy "
-    "modalities, is marked clean."
+    "Worst condition: that with the lowest mean macro-F1 over its levels. A model without a defence, that is trained "
+    "without missing or noisy modalities, is marked clean."
 )
 _LATE_FUSION_TEXT = (
-    "Effective robustness: what a model keeps beyond late fusion of the same training, summed over the rates; above 0 "
-    "is better. Corruption errors: 1 - macro-F1 over that of late fusion, mean over the conditions; relative: of what "
-    "a corruption adds to the clean error. Below 1 is better."
+    "Effective robustness, where there is a missing-rate curve: what a model keeps beyond late fusion of the same "
+    "training, summed over the rates; above 0 is better. Corruption errors: 1 - macro-F1 over that of late fusion, "
+    "mean over the conditions; relative: of what a corruption adds to the clean error. Below 1 is better."
+)
+_SPEAKERS_TEXT = (
+    "The macro-F1 of a speaker is the mean over the classes that occur with that speaker, elsewhere it is over all "
+    "classes: a speaker who never was bored is not held against a model."
 )
 _HEAT_MAP_TEXT = (
     "Mean over seeds. The levels of a condition are its rates or severities, from low to high. In every report the "
@@ -136,12 +152,17 @@ def _summaries(results: RobustnessResults) -> list[Section]:
         "worst speaker": lambda group: results.worst_speaker(group)[0],
         _COLUMNS["worst_speaker_macro_f1"]: lambda group: results.worst_speaker(group)[1],
     }
-    sections = [Section(title="Summary", text=_SUMMARY_TEXT, table=first)]
+    text = (_RATE_TEXT if results.missing_rate_curve() is not None else "") + _SUMMARY_TEXT
+    sections = [Section(title="Summary", text=text, table=first)]
     if any(key in summary for summary in summaries for key in _AGAINST_LATE_FUSION):
         table_against = table(_AGAINST_LATE_FUSION, {})
         sections.append(Section(title="Against late fusion", text=_LATE_FUSION_TEXT, table=table_against))
     sections.append(
-        Section(title="Calibration and speakers, on clean sessions", table=table(_ON_CLEAN_SESSIONS, speakers))
+        Section(
+            title="Calibration and speakers, on clean sessions",
+            text=_SPEAKERS_TEXT,
+            table=table(_ON_CLEAN_SESSIONS, speakers),
+        )
     )
     return sections
 
@@ -150,28 +171,50 @@ def _curves(results: RobustnessResults) -> bytes:
     main = results.main_curve()
     assert main is not None
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+        figure = Figure(figsize=(9.5, 3.8 + _legend_height(results)), layout="constrained")
         metrics: tuple[Metric, Metric] = ("accuracy", "macro_f1")
         left, right = figure.subplots(1, 2)
         for axes, metric in zip((left, right), metrics, strict=True):
             for number, group in enumerate(results.groups):
-                points = results.scores(group, main[1], metric)
-                _band(axes, list(main[1]), [(p.value, p.low, p.high) for p in points], group, number)
+                points = results.points(group, main[1], metric)
+                axes.plot(*zip(*points.items(), strict=True), **_style(group, number), label=group.label)
+                if results.has_intervals:
+                    found = results.intervals(group, main[1], metric)
+                    low, high = [each.low for each in found], [each.high for each in found]
+                    axes.fill_between(list(points), low, high, color=f"C{number}", alpha=0.12, linewidth=0)
             axes.axhline(results.chance[metric], color="0.35", linestyle=":", linewidth=1.2, label="class prior")
             # From 0: on an axis that is cut to the scores, noise of a point looks like a collapse.
-            axes.set(xlabel=_rate(results), ylabel=_SCORES[metric], ylim=(0.0, None))
-        right.legend(frameon=False, fontsize=8)
+            axes.set(xlabel=_rate(results), ylabel=_SCORES[metric])
+            from_zero(axes)
+        _legend(figure, left)
         return svg(figure)
 
 
-def _band(axes: Axes, x: list[float], points: list[tuple[float, float, float]], group: Group, number: int) -> None:
-    value, low, high = zip(*points, strict=True)
-    axes.plot(x, value, _line(group), color=f"C{number}", label=group.label, marker="o", markersize=3)
-    axes.fill_between(x, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+_LEGEND_COLUMNS = 3
 
 
-def _line(group: Group) -> str:
-    return "-" if group.trained_clean else "--"
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the panels, where it lies across no curve however many models there are."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
+
+
+def _legend_height(results: RobustnessResults) -> float:
+    """Inches that the legend takes."""
+    return 0.2 * math.ceil((len(results.groups) + 1) / _LEGEND_COLUMNS)
+
+
+_MARKERS = "os^Dv"
+
+
+def _style(group: Group, number: int) -> dict[str, Any]:
+    """Of a model's line. There are ten colours: after ten models they come again with another marker."""
+    return {
+        "color": f"C{number}",
+        "linestyle": "-" if group.trained_clean else "--",
+        "marker": _MARKERS[number // 10 % len(_MARKERS)],
+        "markersize": 3 + number // 10,
+    }
 
 
 def _comparison(results: RobustnessResults) -> list[Section]:
@@ -184,7 +227,7 @@ def _comparison(results: RobustnessResults) -> list[Section]:
         f"Difference in accuracy between models trained in the same way; positive favours {results.reference}. "
         "Paired bootstrap over sessions, Holm's correction over the others."
     )
-    title = f"{results.reference} against the others at rate {COMPARED_RATE}"
+    title = f"{results.reference} against the others at {_unit(results)} {COMPARED_RATE}"
     table = TableData(columns=["other", "difference", "low", "high", "p", "p (Holm)"], rows=rows)
     return [Section(title=title, text=text, table=table)] if rows else []
 
@@ -193,24 +236,43 @@ def _calibration(results: RobustnessResults) -> bytes:
     main = results.main_curve()
     assert main is not None
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+        figure = Figure(figsize=(9.5, 3.2 + _legend_height(results)), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for number, group in enumerate(results.groups):
-            style = _line(group)
-            rates = list(main[1])
-            left.plot(rates, [group.calibration(c) for c in main[1].values()], style, color=f"C{number}")
-            right.plot(rates, [group.brier(c) for c in main[1].values()], style, color=f"C{number}", label=group.label)
-        left.set(xlabel=_rate(results), ylabel="expected calibration error", ylim=(0.0, None))
-        right.set(xlabel=_rate(results), ylabel="Brier score", ylim=(0.0, None))
-        right.legend(frameon=False, fontsize=8)
+        for axes, measure, name in (
+            (left, Group.calibration, "expected calibration error"),
+            (right, Group.brier, "Brier score"),
+        ):
+            for number, group in enumerate(results.groups):
+                values = [measure(group, cells) for cells in main[1].values()]
+                axes.plot(list(main[1]), values, **_style(group, number), label=group.label)
+            axes.set(xlabel=_rate(results), ylabel=name)
+            from_zero(axes)
+        _legend(figure, left)
         return svg(figure)
+
+
+def _unit(results: RobustnessResults) -> str:
+    """What the levels of the main curve are: rate or severity."""
+    main = results.main_curve()
+    assert main is not None
+    return corruption(main[0][0]).unit
 
 
 def _rate(results: RobustnessResults) -> str:
     """What the main curve's levels are, for an axis."""
     main = results.main_curve()
     assert main is not None
-    return f"{corruption(main[0][0]).unit}: {results.condition(main[0])}"
+    return f"{_unit(results)}: {results.condition(main[0])}"
+
+
+def _which(results: RobustnessResults) -> str:
+    """That another curve stands in for the missing rate's."""
+    if results.missing_rate_curve() is not None:
+        return ""
+    return (
+        f"The sweep has no curve over the missing rate; drawn is one of its {len(results.curves())} conditions, all of "
+        "which are in the map below."
+    )
 
 
 def _heat_map_section(results: RobustnessResults) -> Section:

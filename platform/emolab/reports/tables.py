@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from typing import Any
 
@@ -49,10 +50,19 @@ def _latex(value: Any) -> str:
     if value is None:
         return "--"
     if isinstance(value, Measured):
-        return "$" + str(value).replace("±", r"\pm") + "$"
-    if isinstance(value, float):  # with its last zeros, so that a column reads as one precision
-        return f"${f'{value:#.4g}' if 1e-4 <= abs(value) < 1e4 else shown(value)}$".replace(".$", "$")
+        return "--" if math.isnan(value.mean) else "$" + str(value).replace("±", r"\pm") + "$"
+    if isinstance(value, float):
+        return "--" if math.isnan(value) else f"${_number(value)}$"
     return _escaped(str(value))
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return r"\infty" if value > 0 else r"-\infty"
+    if 1e-4 <= abs(value) < 1e4:
+        return f"{value:#.4g}".removesuffix(".")  # with its last zeros, so that a column reads as one precision
+    digits, _, exponent = shown(value).partition("e")
+    return rf"{digits} \times 10^{{{int(exponent)}}}" if exponent else digits
 
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {

@@ -109,25 +109,10 @@ def scores_by_group(confusion: ArrayLike, groups: Sequence[str]) -> dict[str, fl
     return {name: float(macro_f1_of_occurring_classes(total)) for name, total in summed.items() if total.any()}
 
 
-def calibration_table(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """(n, K) probabilities, (n,) labels -> (bins, 3): count, right predictions, summed top probability."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    top, right = p.max(axis=1), p.argmax(axis=1) == np.asarray(labels)
-    level = np.clip(np.ceil(top * CALIBRATION_BINS).astype(int), 1, CALIBRATION_BINS) - 1
-    columns = [np.bincount(level, weights=w, minlength=CALIBRATION_BINS) for w in (np.ones_like(top), right, top)]
-    return np.stack(columns, axis=1).astype(np.float64)
-
-
 def expected_calibration_error(table: ArrayLike) -> float:
     """ECE over 15 equal bins of the top probability, from (bins, 3) counts, summed over sessions beforehand."""
     count, right, top = np.asarray(table, dtype=np.float64).T
     return float(_ratio(np.abs(right - top).sum(), count.sum()))
-
-
-def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Mean squared distance of (n, K) probabilities from the one-hot labels (n,), between 0 and 2."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    return float(((p - np.eye(p.shape[1])[np.asarray(labels)]) ** 2).sum(axis=1).mean())
 
 
 def weight_quality_correlation(weights: ArrayLike, quality: ArrayLike) -> float:

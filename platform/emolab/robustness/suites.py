@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,8 +132,10 @@ def _check_instance(instance: Instance, suite: Suite, where: str) -> None:
 def expand(suite: Suite, modalities: Sequence[str]) -> list[Cell]:
     """Every cell of a suite for data with these modalities: the clean cell first, each cell once.
 
+    Rates that so few modalities cannot have become the highest that they can; see ``lowered``.
+
     Raises:
-        UserError: the suite names a modality that the data lacks.
+        UserError: the suite names a modality that the data lacks, has no condition for it, or two of one name.
     """
     present = group_of(modalities)
     cells = {cell.variants: cell for cell in [clean_cell(present)]}
@@ -141,35 +144,60 @@ def expand(suite: Suite, modalities: Sequence[str]) -> list[Cell]:
         + [_grid_cells(grid, suite, present) for grid in suite.grids]
     ):
         cells.setdefault(cell.variants, cell)
+    if len(cells) == 1:
+        raise UserError(
+            f"suite {suite.name!r} has no condition for data with {', '.join(present)}: it needs a sweep or a grid "
+            "with a level above 0"
+        )
+    for name, count in Counter(cell.id for cell in cells.values()).items():
+        if count > 1:
+            raise UserError(f"suite {suite.name!r} has {count} conditions named {name}: their levels are too close")
     return list(cells.values())
+
+
+def lowered(suite: Suite, cells: Sequence[Cell]) -> str:
+    """What to say of rates that the suite asks for and no cell has; empty where there are none."""
+    told = []
+    for name in dict.fromkeys(sweep.corruption for sweep in suite.sweeps if corruption(sweep.corruption).leaves_one):
+        asked = {level for sweep in suite.sweeps if sweep.corruption == name for level in _levels(sweep)}
+        had = {cell.level for cell in cells if cell.corruption == name}
+        highest = f"{max(had, default=0):.3g}"
+        if beyond := ", ".join(f"{level:g}" for level in sorted(asked - had)):
+            told.append(f"{name} leaves a modality at every step: no cell has rate {beyond}, the highest is {highest}")
+    return "; ".join(told)
 
 
 def _seeds(suite: Suite, corruptions: Sequence[Corruption]) -> list[int]:
     return suite.seeds if any(chosen.random for chosen in corruptions) else [0]
 
 
-def _levels(instance: Instance) -> list[float]:
-    levels = instance.levels if instance.levels is not None else corruption(instance.corruption).levels
-    return [float(level) for level in levels if level]
+def _levels(instance: Instance, modalities: int | None = None) -> list[float]:
+    """Levels above 0, and no higher than there can be with so many modalities corrupted together."""
+    chosen = corruption(instance.corruption)
+    levels = instance.levels if instance.levels is not None else chosen.levels
+    highest = chosen.highest(modalities) if modalities is not None else max(chosen.levels)
+    return [float(level) for level in dict.fromkeys(min(level, highest) for level in levels) if level]
 
 
 def _sweep_cells(sweep: Sweep, suite: Suite, present: tuple[str, ...]) -> Iterator[Cell]:
     chosen = corruption(sweep.corruption)
     sets = _modality_sets(sweep.modalities, present, suite.name)
-    for some, seed, level in itertools.product(sets, _seeds(suite, [chosen]), _levels(sweep)):
+    for some, seed in itertools.product(sets, _seeds(suite, [chosen])):
         group = some if chosen.joint else ()
-        corrupted = {
-            name: Variant(modality=name, corruption=chosen.name, level=level, seed=seed, group=group) for name in some
-        }
-        yield Cell(
-            id=cell_id(chosen.name, level, some, seed),
-            variants=tuple(corrupted.get(name, Variant(modality=name)) for name in present),
-            corruption=chosen.name,
-            level=level,
-            modalities=some,
-            seed=seed,
-            validation_only=chosen.validation_only,
-        )
+        for level in _levels(sweep, len(some)):
+            corrupted = {
+                name: Variant(modality=name, corruption=chosen.name, level=level, seed=seed, group=group)
+                for name in some
+            }
+            yield Cell(
+                id=cell_id(chosen.name, level, some, seed),
+                variants=tuple(corrupted.get(name, Variant(modality=name)) for name in present),
+                corruption=chosen.name,
+                level=level,
+                modalities=some,
+                seed=seed,
+                validation_only=chosen.validation_only,
+            )
 
 
 def _grid_cells(grid: Grid, suite: Suite, present: tuple[str, ...]) -> Iterator[Cell]:
@@ -207,6 +235,8 @@ def _modality_sets(wanted: str | list[list[str]], present: tuple[str, ...], suit
         return [(name,) for name in present]
     if wanted == "subsets":
         return [some for size in range(1, len(present)) for some in itertools.combinations(present, size)]
+    if not wanted:
+        raise UserError(f"suite {suite!r} has a sweep over no modality: name some, or leave the key out")
     return [_checked(names, present, suite) for names in wanted if not isinstance(names, str)]
 
 

@@ -127,11 +127,14 @@ def build_manifest(
     written: Sequence[WrittenShard],
     *,
     seed: int,
+    step_seconds: float,
     **left_out: Any,
 ) -> Manifest:
     """The manifest of written shards.
 
     Args:
+        step_seconds: as the corpus gives it: the shards round it to single precision, and an hour of steps of 0.2 s
+            would end elsewhere.
         left_out: the manifest's fields on the protocol and what it or the quarantine left out.
     """
     by_split: dict[Split, list[WrittenShard]] = {
@@ -141,7 +144,7 @@ def build_manifest(
         corpus=corpus.name,
         classes=list(corpus.classes),
         dimensions=dict(corpus.dimensions),
-        step_seconds=written[0].facts[0].step_seconds,
+        step_seconds=step_seconds,
         seed=seed,
         command=command_line(),
         options=corpus.options(),

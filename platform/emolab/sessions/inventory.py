@@ -109,7 +109,7 @@ def read_inventory(folder: Path, manifest: Manifest) -> list[Entry]:
         return [_entry(row, manifest) for row in rows]
     except OSError:
         raise UserError(f"{path} is missing: the data set was made by an earlier release, prepare it again") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): delete the folder and prepare it again") from None
 
 

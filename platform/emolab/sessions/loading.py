@@ -23,7 +23,7 @@ from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.sessions.manifest import Manifest
-from emolab.sessions.schema import Session
+from emolab.sessions.schema import Session, check_steps
 from emolab.sessions.shards import read_shard
 
 
@@ -46,8 +46,10 @@ class Block:
         """View a table of the shard schema as arrays.
 
         Raises:
-            UserError: a feature that is not finite although its modality is marked present, naming the session.
+            UserError: a feature that is not finite although its modality is marked present, or a session whose lists
+                are not as long as its number of steps, naming the session.
         """
+        check_steps(table)
         table = table.combine_chunks()
         lengths = table.column("num_steps").to_numpy()
         steps = int(lengths.sum())

@@ -117,29 +117,68 @@ class Manifest(_Record):
         return share, 2 * share / (1 + share) / len(self.classes)
 
 
+class _Sealed(Manifest):
+    """As it is written down."""
+
+    sha256: str
+    """Of all the rest, whose statistics become weights and whose counts are scores to read results against."""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a data set.
 
     Raises:
-        UserError: the folder or its manifest is missing, malformed or of another schema version.
+        UserError: the folder or its manifest is missing, malformed, changed or of another schema version.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{folder} is not a data set ({FILE_NAME} is missing): make one with jobs/prepare.py")
+    content = read_bytes(path, most=TABLE_BYTES, what="a manifest")
+    return parse_manifest(content, where=str(path), remedy="prepare the data set again")
+
+
+def parse_manifest(content: bytes, *, where: str, remedy: str) -> Manifest:
+    """The manifest in the bytes of a dataset.json, wherever they lie.
+
+    Raises:
+        UserError: it is malformed, of another schema version, or not as it was written.
+    """
     try:
-        manifest = Manifest.model_validate_json(read_bytes(path, most=TABLE_BYTES, what="a manifest"))
+        sealed = _Sealed.model_validate_json(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Manifest)}: prepare the data set again") from None
-    if manifest.schema_version != SCHEMA_VERSION:
+        raise UserError(f"{where}: {explain(error, _Sealed)}: {remedy}") from None
+    if sealed.schema_version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; prepare it again"
+            f"{where}: schema version {sealed.schema_version}, this release reads {SCHEMA_VERSION}: {remedy}"
         )
-    return manifest
+    if not _is_as_written(content):
+        raise UserError(f"{where} was changed after it was written, its SHA-256 differs: {remedy}")
+    return Manifest.model_validate(sealed.model_dump(exclude={"sha256"}))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What dataset.json holds."""
+    return _sealed(manifest.model_dump(mode="json"))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write dataset.json; last of all, so that a folder with a manifest is a whole data set."""
-    write_atomically(folder / FILE_NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(folder / FILE_NAME, manifest_text(manifest).encode())
+
+
+def _sealed(values: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
+    return json.dumps({**values, "sha256": digest}, indent=1) + "\n"
+
+
+def _is_as_written(content: bytes) -> bool:
+    """Whether every byte is: the values say what the bytes must be, white space and all."""
+    try:
+        values = json.loads(content)
+        del values["sha256"]
+        return _sealed(values).encode() == content
+    except ValueError:  # not a number where a number was
+        return False
 
 
 def write_atomically(path: Path, content: bytes) -> None:

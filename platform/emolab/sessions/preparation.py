@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from emolab.configuration import Settings
+from emolab.configuration import Settings, truths_as_text
 from emolab.corpora.catalog import corpus_class
 from emolab.corpora.corpus import SPLITS, Corpus, SessionReference, Split
 from emolab.locks import holding
@@ -82,6 +82,7 @@ class PrepareSettings(Settings):
             required = name in known and known[name].default is MISSING and known[name].default_factory is MISSING
             if required and not values.get(name):
                 raise UserError(f"corpus {self.corpus} needs --{name}, which says where it lies")
+        values = truths_as_text(values, get_type_hints(corpus))
         try:
             return TypeAdapter(corpus).validate_python(values)
         except ValidationError as error:
@@ -125,7 +126,7 @@ def prepare(
 
     Raises:
         UserError: more sessions than ``max_refused`` allows had to be set aside, ids repeat, a speaker is in two
-            splits, nothing is left, or the folder holds another data set.
+            splits, nothing is left, or the folder holds another data set or is held by another preparation.
     """
     protocol = protocol or Protocol()
     existing = _existing(output, corpus, protocol, seed=seed)
@@ -134,17 +135,22 @@ def prepare(
     references = corpus.references()
     if not references:
         raise UserError(f"corpus {corpus.name} lists no session")
-    if corpus.generated and protocol == Protocol():
-        splits = assign_splits(references, seed=seed)
-        return _write(corpus, _CorpusLoader(corpus), output, _Selection(splits), shard_sessions, seed, protocol, report)
     work = WorkFolder(output)
     screened = screen(corpus, references)
+    at_once = corpus.generated and protocol == Protocol()
+    splits = assign_splits(references, seed=seed) if at_once else None
     with holding(work.root, what="preparation"):
-        finished, refused = read_recordings(
-            corpus, screened, work, output, max_refused=max_refused, stall_seconds=stall_seconds, report=report
-        )
-        chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
-        load = _WorkLoader(work, finished, protocol)
+        existing = _existing(output, corpus, protocol, seed=seed)  # another driver may just have ended
+        if existing is not None:
+            return existing
+        if splits is not None:
+            chosen, load = _Selection(splits), _CorpusLoader(corpus)
+        else:
+            finished, refused = read_recordings(
+                corpus, screened, work, output, max_refused=max_refused, stall_seconds=stall_seconds, report=report
+            )
+            chosen = _choose(corpus, references, finished, refused, protocol, seed=seed)
+            load = _WorkLoader(work, finished, protocol)
         manifest = _write(corpus, load, output, chosen, shard_sessions, seed, protocol, report)
         work.remove()
     return manifest
@@ -223,20 +229,25 @@ def _write(
     report(f"writing {len(plans)} shards with {sum(len(p.references) for p in plans)} sessions to {output}")
     written = write_shards(corpus, load, output, plans)
     rules = [each.rule for each in chosen.dropped]
+    facts = _all_facts(chosen, written)
     manifest = build_manifest(
         corpus,
         chosen.splits,
         written,
         seed=seed,
+        step_seconds=facts[0].step_seconds,
         protocol=protocol.identity(),
         dropped={rule: rules.count(rule) for rule in sorted(set(rules))},
         quarantined=len(chosen.refused),
     )
-    entries = inventory(chosen.splits, _all_facts(chosen, written), chosen.dropped, chosen.refused)
+    entries = inventory(chosen.splits, facts, chosen.dropped, chosen.refused)
     write_inventory(entries, manifest, output)
     write_manifest(manifest, output)
     for line in summary(entries):
         report(line)
+    unlabelled = [name for name, split in manifest.splits.items() if split.sessions and not sum(split.label_counts)]
+    if unlabelled:
+        report(f"warning: no step of {', '.join(unlabelled)} has a label: good for predictions alone")
     return manifest
 
 
@@ -308,6 +319,8 @@ def _existing(output: Path, corpus: Corpus, protocol: Protocol, *, seed: int) ->
 
 
 def _clear_partial(output: Path) -> None:
+    """Remove what an earlier preparation left, also the report of a data set whose manifest somebody deleted."""
     for split in SPLITS:
         shutil.rmtree(output / split, ignore_errors=True)
+    (output / REPORT).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)

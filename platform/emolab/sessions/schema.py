@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES
@@ -111,6 +112,26 @@ def to_row(session: Session) -> dict[str, Any]:
         if session.quality:
             row[f"quality.{name}"] = session.quality[name].astype(np.float32)
     return row
+
+
+def check_steps(table: pa.Table) -> None:
+    """Refuse rows whose lists are not as long as their number of steps: one session's would be read as another's.
+
+    Raises:
+        UserError: naming the session and the column.
+    """
+    steps = table.column("num_steps").fill_null(0).to_numpy().astype(np.int64)
+    lists = [name for name in table.column_names if pa.types.is_list(table.schema.field(name).type)]
+    for name in sorted(lists, key=lambda name: name.startswith("features.")):  # widths follow from sound numbers
+        lengths = pc.call_function("list_value_length", [table.column(name)]).fill_null(0).to_numpy()
+        width = int(lengths.sum()) // max(1, int(steps.sum())) if name.startswith("features.") else 1
+        wrong = lengths != width * steps
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(
+                f"session {table.column('session_id')[row].as_py()!r}: {name} has {lengths[row]} values, "
+                f"expected {width} for each of its {steps[row]} steps"
+            )
 
 
 def from_table(table: pa.Table, index: int) -> Session:

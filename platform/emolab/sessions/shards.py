@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from emolab.corpora.corpus import SPLITS, Split
 from emolab.names import UserError
 from emolab.sessions.manifest import FILE_NAME, Manifest, Shard, read_manifest
-from emolab.sessions.schema import Session, from_table, to_row
+from emolab.sessions.schema import Session, check_steps, from_table, to_row
 
 
 def write_shard(folder: Path, name: str, sessions: Sequence[Session], schema: pa.Schema) -> Shard:
@@ -86,6 +86,10 @@ def verify(folder: Path, *, splits: Sequence[Split] = SPLITS) -> Manifest:
             table = read_shard(folder, shard)
             if table.num_rows != shard.rows:
                 raise UserError(f"shard {shard.path} has {table.num_rows} rows, {FILE_NAME} says {shard.rows}")
+            try:
+                check_steps(table)
+            except UserError as error:
+                raise UserError(f"shard {shard.path}: {error}") from None
             for index in range(table.num_rows):
                 session = from_table(table, index)
                 _check_session(session, manifest, shard)

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from emolab.names import UserError
 from emolab.scores import accuracy, class_f1, macro_f1, safe_ratio
 from emolab.studies.resampling import (
+    FEWEST_CLUSTERS,
     Floats,
     cluster_sums,
     multiplicities,
@@ -92,7 +93,7 @@ def metric_difference(
         seed: equal arguments and seed give equal results.
 
     Raises:
-        UserError: shapes that do not fit, counts that are negative or not finite, fewer than two clusters.
+        UserError: shapes that do not fit, counts that are negative or not finite, fewer than FEWEST_CLUSTERS clusters.
     """
     a, b = _clustered(first, speakers), _clustered(second, speakers)
     if len(a) != len(b) or a.shape[2:] != b.shape[2:]:
@@ -159,7 +160,7 @@ def curve_interval(
         seed: equal arguments and seed give equal results.
 
     Raises:
-        UserError: shapes that do not fit, or fewer than two clusters.
+        UserError: shapes that do not fit, or fewer than FEWEST_CLUSTERS clusters.
     """
     curves, seen = np.asarray(values, dtype=np.float64), np.asarray(observed, dtype=bool)
     if curves.ndim < 2 or curves.shape[:2] != seen.shape:
@@ -177,7 +178,7 @@ def curve_interval(
     )
     bands = np.full((2, steps, drawn.shape[2]), np.nan)
     for t, clusters in enumerate((counts > 0).sum(0)):
-        if clusters > 1:
+        if clusters >= FEWEST_CLUSTERS:
             usable = drawn[~np.isnan(drawn[:, t, 0]), t]
             bands[:, t] = percentile_ends(usable, int(clusters), level)
     low, high = bands.reshape(2, steps, *trailing)

@@ -19,7 +19,7 @@ from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
-from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.manifest import Manifest, manifest_text, read_manifest, write_atomically
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_cells import Cell, Place, Trained, measure_cells, score_cells, train_cells
 from emolab.studies.comparison_results import RECORD, read_comparison
@@ -33,7 +33,7 @@ from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run
 from emolab.training.data import load_training_data
-from emolab.training.recipe import check_selection, fingerprint
+from emolab.training.recipe import check_labels, check_selection, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,12 @@ def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
     manifest = read_manifest(Path(settings.data))
     if not manifest.splits["test"].sessions:
         raise UserError(f"{settings.data} has no test split: there is nothing to compare models on")
+    check_labels(manifest, "test", data=settings.data, remedy="there is nothing to compare models on")
     check_selection(settings.training, manifest, data=settings.data)
-    if settings.search.trials and not manifest.splits["validation"].sessions:
-        raise UserError(f"{settings.data} has no validation split to choose settings by: set search.trials=0")
+    if settings.search.trials:
+        if not manifest.splits["validation"].sessions:
+            raise UserError(f"{settings.data} has no validation split to choose settings by: set search.trials=0")
+        check_labels(manifest, "validation", data=settings.data, remedy="set search.trials=0")
     needs = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
     require(needs, purpose="a cell of the comparison")
     total = ray.cluster_resources()
@@ -195,7 +198,7 @@ def _parent_run(settings: CompareSettings, plan: ComparisonPlan, tracker: MLflow
         plan.folder,
         settings.identity() | {"data": plan.manifest.digest},
         holds="a comparison with other settings or data",
-        describe=lambda run: run.log_text(plan.manifest.model_dump_json(indent=1), "dataset.json"),
+        describe=lambda run: run.log_text(manifest_text(plan.manifest), "dataset.json"),
         tags={"emolab.dataset": plan.manifest.digest, "emolab.kind": "comparison"},
         computes=not all((cell.folder / TESTED).exists() for cell in plan.cells),
     )

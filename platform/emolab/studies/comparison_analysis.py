@@ -11,6 +11,7 @@ import numpy as np
 from emolab.studies import bootstrap
 from emolab.studies.bootstrap import CurveInterval, DifferenceInterval, Interval, Metric
 from emolab.studies.comparison_results import Comparison
+from emolab.studies.resampling import FEWEST_CLUSTERS
 from emolab.studies.statistics import MeanAndDeviation, PairedTTest, holm, mean_and_deviation, paired_t_test
 
 ALPHA = 0.05
@@ -18,8 +19,6 @@ CLAIMED_FIRST = "edu_emotionnet"
 """The paper's own model, first in its tables I and II and above its ablations in III."""
 OPPONENT = "hybrid_fusion"
 """The baseline of Fig. 4."""
-FEWEST_SPEAKERS = 5
-"""Resampling fewer says next to nothing."""
 LARGEST = 1.0
 """Difference that two scores can have."""
 METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
@@ -47,7 +46,7 @@ class Difference:
     by_session: DifferenceInterval | None
     """None where the test split has too few sessions."""
     by_speaker: DifferenceInterval | None
-    """None where every session has a speaker of its own, or fewer than FEWEST_SPEAKERS spoke."""
+    """None where every session has a speaker of its own, or fewer than FEWEST_CLUSTERS spoke."""
     t_test: PairedTTest | None
     """Over the seeds that both models have; None below two."""
     adjusted_p: float | None
@@ -120,8 +119,7 @@ class Analysis:
         """Cells whose training ended after the test split was first opened: the comparison was extended."""
         cells = [cell for cell in self.comparison.cells if cell.sessions is not None]
         first = min(datetime.fromisoformat(cell.opened).timestamp() for cell in cells)
-        # Openings are recorded to the second, cut off.
-        return sum(cell.ended is not None and cell.ended > first + 1.0 for cell in cells)
+        return sum(cell.ended is not None and cell.ended > first for cell in cells)
 
 
 def _ability(tests: Sequence[PairedTTest]) -> str:
@@ -148,7 +146,7 @@ def analyse(comparison: Comparison, *, resamples: int = bootstrap.RESAMPLES) -> 
         others = []
     opponent = OPPONENT if OPPONENT in others else next((model for model in standings if model in others), None)
     drawn = [model for model in (comparison.reference, opponent) if model in standings]
-    enough = len(comparison.sessions.session_ids) > 1
+    enough = len(comparison.sessions.session_ids) >= FEWEST_CLUSTERS
     return Analysis(
         comparison=comparison,
         standings=standings,
@@ -198,7 +196,7 @@ def _differences(comparison: Comparison, others: list[str], metric: Metric, resa
 def _bootstrap(
     comparison: Comparison, model: str, metric: Metric, resamples: int, *, speakers: tuple[str, ...] | None
 ) -> DifferenceInterval | None:
-    if len(comparison.sessions.session_ids) < 2:
+    if len(comparison.sessions.session_ids) < FEWEST_CLUSTERS:
         return None
     first, second = comparison.confusion(comparison.reference), comparison.confusion(model)
     return bootstrap.metric_difference(first, second, metric=metric, speakers=speakers, resamples=resamples)
@@ -207,7 +205,7 @@ def _bootstrap(
 def _speakers(comparison: Comparison) -> tuple[str, ...] | None:
     """Speakers of the sessions, where resampling them says something else than resampling sessions."""
     speakers = comparison.sessions.speaker_ids
-    return speakers if FEWEST_SPEAKERS <= len(set(speakers)) < len(speakers) else None
+    return speakers if FEWEST_CLUSTERS <= len(set(speakers)) < len(speakers) else None
 
 
 def _t_test(comparison: Comparison, model: str, metric: Metric) -> PairedTTest | None:

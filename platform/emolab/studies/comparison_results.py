@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from emolab.limits import load_yaml
 from emolab.names import UserError
-from emolab.sessions.manifest import Manifest
+from emolab.sessions.manifest import FILE_NAME as DATA_SET
+from emolab.sessions.manifest import Manifest, parse_manifest
 from emolab.studies import test_split, theory
 from emolab.studies.session_results import SessionResults, from_parquet
 from emolab.studies.theory import TheoryRecord
@@ -41,7 +42,9 @@ class CellResult:
     ended: float | None
     """When its training ended, seconds since 1970."""
     opened: str
-    """When the test split was opened for it, UTC; empty for a cell that failed."""
+    """When the test split was last opened for it, UTC; empty for a cell that failed."""
+    openings: int
+    """How often it was opened for it; more than once only after an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,9 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
         name=run.name,
         tags=run.tags,
         settings=load_yaml(tracker.artifact(run_id, CONFIGURATION).decode()),
-        manifest=Manifest.model_validate_json(tracker.artifact(run_id, "dataset.json")),
+        manifest=parse_manifest(
+            tracker.artifact(run_id, DATA_SET), where=f"run {run_id}: {DATA_SET}", remedy="run the comparison again"
+        ),
         reference=record["reference"],
         openings=record["openings"],
         cells=tuple(_read_cell(tracker, cell) for cell in record["cells"]),
@@ -109,7 +114,7 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
 def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
     known = {key: cell[key] for key in ("model", "seed", "run_id", "failure")}
     if cell["failure"]:
-        return CellResult(**known, metrics={}, ended=None, opened="")
+        return CellResult(**known, metrics={}, ended=None, opened="", openings=0)
     run = tracker.read(cell["run_id"])
     measured = tracker.artifact(run.run_id, theory.FILE_NAME) if theory.MEASURED in run.tags else None
     return CellResult(
@@ -120,6 +125,7 @@ def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
         metrics=run.metrics,
         ended=run.ended,
         opened=run.tags[test_split.OPENED],
+        openings=int(run.tags[test_split.OPENINGS]),
     )
 
 

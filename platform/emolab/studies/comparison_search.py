@@ -15,17 +15,19 @@ from emolab.tuning.plan import plan_search
 from emolab.tuning.search import search
 from emolab.tuning.settings import SearchSettings, TuneSettings
 
+SEARCH_SEED = 0
+"""Training seed of every search, whatever seeds the cells have: seeds may be added before the first one too."""
 SEARCHES = "searches.json"
 """Artifact of the comparison's run: model -> run, trials, best validation score and parameters of its search."""
 
 
 def search_settings(settings: CompareSettings, model: str, folder: Path) -> TuneSettings:
-    """The search for one model: its cell with the first seed, the trials and the space that all models share.
+    """The search for one model: its cell with SEARCH_SEED, the trials and the space that all models share.
 
     Raises:
         UserError: the model refuses its options.
     """
-    values = settings.cell(model, settings.seeds[0], folder).settings.model_dump(mode="json")
+    values = settings.cell(model, SEARCH_SEED, folder).settings.model_dump(mode="json")
     values |= {
         "output": str(folder.resolve() / "searches"),
         "name": model,

@@ -63,7 +63,9 @@ class CompareSettings(Settings):
     @field_validator("models", "seeds", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """`--models mult,misa` is as good as `--models "[mult, misa]"`."""
+        """`--models mult,misa` is as good as `--models "[mult, misa]"`, and `--seeds 0` as `--seeds "[0]"`."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return [value]
         if not isinstance(value, str):
             return value
         parts = [part.strip() for part in value.split(",")]

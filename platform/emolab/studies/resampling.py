@@ -23,6 +23,9 @@ from emolab.names import UserError
 
 Floats = NDArray[np.float64]
 
+FEWEST_CLUSTERS = 5
+"""Of n clusters alone the interval is their whole span at most, which covers the truth with a chance of 1 - 2^(1-n):
+0.5 with two, 0.94 with five. So with fewer there is no 95 % interval."""
 _BLOCK = 4_000_000
 """Multiplicities held in memory at a time."""
 
@@ -31,7 +34,7 @@ def cluster_sums(values: Floats, speakers: Sequence[str] | None) -> Floats:
     """(sessions, ...) -> (clusters, ...) sums over each speaker's sessions; the values where no speakers are given.
 
     Raises:
-        UserError: another number of speakers than of sessions, or fewer than two clusters.
+        UserError: another number of speakers than of sessions, or fewer than FEWEST_CLUSTERS clusters.
     """
     if speakers is None:
         sums = values
@@ -41,8 +44,9 @@ def cluster_sums(values: Floats, speakers: Sequence[str] | None) -> Floats:
         np.add.at(sums, cluster, values)
     else:
         raise UserError(f"speakers must name one speaker per session, got {len(speakers)} for {len(values)} sessions")
-    if len(sums) < 2:
-        raise UserError(f"a bootstrap needs at least two {'sessions' if speakers is None else 'speakers'}, got 1")
+    if len(sums) < FEWEST_CLUSTERS:
+        unit = "sessions" if speakers is None else "speakers"
+        raise UserError(f"a bootstrap needs at least {FEWEST_CLUSTERS} {unit}, got {len(sums)}")
     return sums
 
 

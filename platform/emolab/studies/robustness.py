@@ -24,7 +24,7 @@ from emolab.registry.lookup import KeptModel, kept_model, model_folders, trainin
 from emolab.reports.robustness import robustness_page
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
-from emolab.robustness.suites import expand, load_suite
+from emolab.robustness.suites import expand, load_suite, lowered
 from emolab.robustness.sweep import missing_units, read_agreements, read_sweep, run_sweep
 from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally
@@ -78,6 +78,8 @@ class _Prepared:
     models: tuple[KeptModel, ...]
     folder: Path
     manifest: Manifest
+    lowered: str
+    """What to say of rates that the data cannot have."""
 
 
 def robustness(
@@ -91,11 +93,13 @@ def robustness(
     prepared = _prepare(settings)
     settings = settings.model_copy(update={"data": settings.data or str(prepared.plan.data)})
     plan, units = prepared.plan, prepared.folder / "units"
+    sessions, count = prepared.manifest.splits[plan.split].sessions, len(plan.models)
     report(
-        f"{len(plan.models)} models, {len(plan.cells)} cells, {prepared.manifest.splits[plan.split].sessions} "
-        f"{plan.split} sessions of {settings.data}{_strange(prepared)}: {len(plan.units)} units of work in "
-        f"{prepared.folder}"
+        f"{count} model{'s' * (count != 1)}, {len(plan.cells)} cells, {sessions} {plan.split} sessions of "
+        f"{settings.data}{_strange(prepared)}: {len(plan.units)} units of work in {prepared.folder}"
     )
+    if prepared.lowered:
+        report(prepared.lowered)
     if dry_run:
         return None
     with connected(settings.cluster), holding(prepared.folder, what="sweep"):
@@ -149,11 +153,15 @@ def _prepare(settings: RobustnessSettings) -> _Prepared:
         gpus=settings.gpus,
     )
     if manifest.splits[settings.split].sessions < 2:
-        raise UserError(f"{data} has one session in its {settings.split} split: intervals need two or more")
-    suite = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(settings.suite).stem)[:60]
-    name = settings.name or f"robustness-{suite}-{_identity(plan)}"
+        raise UserError(f"{data} has one session in its {settings.split} split: a sweep needs two or more")
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(settings.suite).stem)[:60]
+    name = settings.name or f"robustness-{stem}-{_identity(plan)}"
     return _Prepared(
-        plan=plan, models=tuple(models.values()), folder=contained(output, name, what="sweep name"), manifest=manifest
+        plan=plan,
+        models=tuple(models.values()),
+        folder=contained(output, name, what="sweep name"),
+        manifest=manifest,
+        lowered=lowered(suite, cells),
     )
 
 

@@ -28,6 +28,7 @@ from emolab.robustness.metrics import (
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import Manifest, canonical_json
 from emolab.studies.bootstrap import METRICS, DifferenceInterval, Interval, Metric, metric_difference, metric_interval
+from emolab.studies.resampling import FEWEST_CLUSTERS
 from emolab.studies.statistics import holm
 from emolab.training.recipe import fingerprint
 
@@ -85,10 +86,10 @@ class Group:
         return float(METRICS[metric](self.counts(cells).sum(axis=1)).mean())
 
     def calibration(self, cells: Sequence[int]) -> float:
-        """Expected calibration error over all repetitions."""
-        return expected_calibration_error(
-            sum(tally.calibration[list(cells)].sum(axis=(0, 1)) for tally in self.tallies)
-        )
+        """Expected calibration error over all sessions, mean over the repetitions: an overconfident seed and an
+        underconfident one do not make a calibrated pair."""
+        tables = np.concatenate([tally.calibration[list(cells)].sum(axis=1) for tally in self.tallies])
+        return float(np.mean([expected_calibration_error(table) for table in tables]))
 
     def brier(self, cells: Sequence[int]) -> float:
         """Mean squared distance from the one-hot label."""
@@ -173,35 +174,41 @@ class RobustnessResults:
         return {key: dict(sorted(levels.items())) for key, levels in found.items()}
 
     def main_curve(self) -> tuple[Key, dict[float, list[int]]] | None:
-        """The missing-rate curve with every modality at the same rate (Fig. 5); else the longest curve."""
-        curves = self.curves()
-        main = ("frame_missing", group_of([*self.manifest.dimensions]))
-        if main in curves:
-            return main, curves[main]
-        return max(curves.items(), key=lambda item: len(item[1]), default=None)
+        """The curve that is drawn: over the missing rate where there is one, else the longest."""
+        return self.missing_rate_curve() or max(self.curves().items(), key=lambda item: len(item[1]), default=None)
 
-    def scores(self, group: Group, levels: dict[float, list[int]], metric: Metric = "macro_f1") -> list[Interval]:
-        """The score at each level, with its session-clustered interval."""
+    def missing_rate_curve(self) -> tuple[Key, dict[float, list[int]]] | None:
+        """Steps missing in every modality at the same rate (Fig. 5)."""
+        key, curves = ("frame_missing", group_of([*self.manifest.dimensions])), self.curves()
+        return (key, curves[key]) if key in curves else None
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are sessions enough for the bootstrap."""
+        return len(self.groups[0].tallies[0].session_ids) >= FEWEST_CLUSTERS
+
+    def intervals(self, group: Group, levels: dict[float, list[int]], metric: Metric = "macro_f1") -> list[Interval]:
+        """The score at each level, with its session-clustered interval; only where the results have intervals."""
         return [metric_interval(group.counts(cells), metric=metric) for cells in levels.values()]
 
     def summary(self, group: Group) -> dict[str, float]:
-        """The figures of protocols section 4 for one group."""
-        main, clean = self.main_curve(), self.clean
+        """The figures of protocols section 4 for one group; those over the missing rate where there is its curve."""
+        missing, clean = self.missing_rate_curve(), self.clean
         values = {
             "clean_accuracy": group.score(clean, "accuracy"),
             "clean_macro_f1": group.score(clean),
             "clean_calibration_error": group.calibration(clean),
             "clean_brier": group.brier(clean),
         }
-        if main is not None:
-            rates, scores = [*main[1]], [*self.points(group, main[1]).values()]
+        if missing is not None:
+            rates, scores = [*missing[1]], [*self.points(group, missing[1]).values()]
             values |= {
                 "area_under_curve": area_under_curve(rates, scores),
                 "largest_tolerated_rate": largest_tolerated_rate(rates, scores),
             }
             late = self._late_fusion(group)
             if late is not None:
-                values["effective_robustness"] = effective_robustness(scores, [*self.points(late, main[1]).values()])
+                values["effective_robustness"] = effective_robustness(scores, [*self.points(late, missing[1]).values()])
         values |= self._corruption_errors(group)
         values["worst_speaker_macro_f1"] = self.worst_speaker(group)[1]
         return values
@@ -239,9 +246,10 @@ class RobustnessResults:
         return group.score(self.clean) - self.chance["macro_f1"] <= TOLERATED_LOSS
 
     def compared(self, level: float, metric: Metric = "accuracy") -> list[Comparison]:
-        """The reference against every group that was trained the same way, at one rate of the main curve."""
+        """The reference against every group that was trained the same way, at one rate of the main curve; empty
+        where there is no such rate, or no interval."""
         main = self.main_curve()
-        if main is None or level not in main[1]:
+        if main is None or level not in main[1] or not self.has_intervals:
             return []
         cells = main[1][level]
         found: list[Comparison] = []
@@ -263,7 +271,8 @@ class RobustnessResults:
         for group in self.groups:
             values = self.summary(group)
             area = f", area under the curve {values['area_under_curve']:.4f}" if "area_under_curve" in values else ""
-            models = f"{len(group.run_ids)} models, {group.engine} engine"
+            count = len(group.run_ids)
+            models = f"{count} model{'s' * (count != 1)}, {group.engine} engine"
             prior = f"class prior {self.chance['macro_f1']:.4f}{', near chance' if self.near_chance(group) else ''}"
             yield f"{group.label} ({models}): clean macro-F1 {values['clean_macro_f1']:.4f} ({prior}){area}"
 

@@ -125,7 +125,7 @@ def _opening(tags: Mapping[str, str], manifest: Manifest, *, opened_by: str) -> 
     """Tags of one more opening of a run."""
     return {
         OPENINGS: str(int(tags.get(OPENINGS, "0")) + 1),
-        OPENED: datetime.now(UTC).isoformat(timespec="seconds"),
+        OPENED: datetime.now(UTC).isoformat(timespec="milliseconds"),
         OPENED_BY: opened_by,
         DATASET: manifest.digest,
     }

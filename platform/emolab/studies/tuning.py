@@ -6,11 +6,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from emolab.cluster import cluster_gpus, connected, joins_cluster
+from emolab.cluster import connected
 from emolab.commands import beside_interpreter, job_command, tool_command
 from emolab.registry.destinations import check_destinations
 from emolab.registry.training import UNREACHED, progress_line, register_where_reached, resuming_line
@@ -29,18 +28,6 @@ from emolab.tuning.trials import TrialRecord
 
 DASHBOARD = "optuna-dashboard"
 """The program that shows a study in a browser; the extra `dashboard`."""
-
-
-def default_preset() -> tuple[str, str]:
-    """The preset for a call without one, and the reason for the choice."""
-    if joins_cluster():
-        with connected():
-            gpus, place = cluster_gpus(), "the cluster"
-    else:
-        gpus, place = torch.cuda.device_count(), "this machine"
-    if gpus:
-        return "paper", f"{place} has {gpus} GPU(s)"
-    return "small", f"{place} has no GPU, and the paper's size would take days on CPUs"
 
 
 def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]) -> TrainedModel | None:

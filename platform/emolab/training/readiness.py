@@ -17,7 +17,8 @@ def check_data(settings: TrainSettings, manifest: Manifest) -> None:
     """Read the two splits that a training may see, every digest checked.
 
     Raises:
-        UserError: the data are damaged or inconsistent, or have no validation split where the weights are chosen by it.
+        UserError: the data are damaged, inconsistent or without labels, or have no validation split where the weights
+            are chosen by it.
     """
     check_selection(settings.training, manifest, data=settings.data)
     folder = Path(settings.data)

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
 from edu_emotionnet import zoo
-from emolab.configuration import Settings
+from emolab.configuration import Settings, truths_as_text
+from emolab.corpora.corpus import Split
 from emolab.mistakes import first_mistake, shown
 from emolab.names import UserError, nearest
 from emolab.sessions.manifest import Manifest, canonical_json
@@ -65,20 +66,21 @@ def _model_options(name: str, options: Mapping[str, Any]) -> Any:
     for key in options:
         if key not in known:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), known)} (options of {name}: {', '.join(known)})")
-    values = asdict(entry.config) | dict(options)
+    validator, types = _validator(type(entry.config))
+    values = asdict(entry.config) | truths_as_text(options, types)
     for key in entry.fixed & set(options):
         if options[key] != getattr(entry.config, key):
             raise ValueError(f"{key} is what makes {name} what it is and cannot be changed")
     try:
-        return _validator(type(entry.config)).validate_python(values)
+        return validator.validate_python(values)
     except ValidationError as error:
         raise ValueError(first_mistake(error, values)) from None
 
 
 @cache
-def _validator(options: type[Any]) -> TypeAdapter[Any]:
-    """A millisecond, which a search asks for thousands of times."""
-    return TypeAdapter(options)
+def _validator(options: type[Any]) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """With the types of the options. A millisecond, which a search asks for thousands of times."""
+    return TypeAdapter(options), get_type_hints(options)
 
 
 class TrainingSettings(Settings):
@@ -135,13 +137,27 @@ class TrainingSettings(Settings):
 
 
 def check_selection(training: TrainingSettings, manifest: Manifest, *, data: str) -> None:
-    """Refuse to keep the best weights of a data set on which none can be told from others.
+    """Refuse a data set from which nothing can be learned, and to keep the best weights where none can be told from
+    others.
 
     Raises:
-        UserError: it has no validation sessions.
+        UserError: no training step has a label; or it has no validation sessions, or none of their steps has one.
     """
-    if training.selection == "best" and not manifest.splits["validation"].sessions:
-        raise UserError(f"{data} has no validation split: set training.selection=last")
+    check_labels(manifest, "train", data=data, remedy="there is nothing to learn from")
+    if training.selection == "best":
+        if not manifest.splits["validation"].sessions:
+            raise UserError(f"{data} has no validation split: set training.selection=last")
+        check_labels(manifest, "validation", data=data, remedy="set training.selection=last")
+
+
+def check_labels(manifest: Manifest, split: Split, *, data: str, remedy: str) -> None:
+    """Refuse a split without labels.
+
+    Raises:
+        UserError: no step of it has one.
+    """
+    if not sum(manifest.splits[split].label_counts):
+        raise UserError(f"{data}: no step of the {split} split has a label: {remedy}")
 
 
 class WorkerSettings(Settings):

@@ -17,7 +17,7 @@ from emolab.locks import HOLDER, LOCK, holding
 from emolab.names import UserError, contained
 from emolab.redaction import redacted
 from emolab.remote_checkpoints import run_checkpoints
-from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.manifest import Manifest, manifest_text, read_manifest, write_atomically
 from emolab.tracking.beginning import CODE, CONFIGURATION, KEY_FILE, folder_run, own_record, read_record, write_record
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.data import load_training_data
@@ -213,7 +213,7 @@ def _claim(
         parameters = flatten(settings.identity()) | {"data": settings.data, "workers": settings.workers.count}
         run.log_parameters(redacted(parameters))
         run.log_text(to_yaml(settings), CONFIGURATION)
-        run.log_text(manifest.model_dump_json(indent=1), "dataset.json")
+        run.log_text(manifest_text(manifest), "dataset.json")
         write_atomically(folder / CONFIGURATION, to_yaml(settings).encode())
 
     return folder_run(

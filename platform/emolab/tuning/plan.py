@@ -18,7 +18,7 @@ from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.training.fused import FUSABLE
 from emolab.training.readiness import check_room, check_writable
-from emolab.training.recipe import fingerprint
+from emolab.training.recipe import check_labels, fingerprint
 from emolab.tuning.calibration import sample_configurations
 from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_methods, expected_epochs, rungs
@@ -125,6 +125,8 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     space = check_search(settings)
     if not manifest.splits["validation"].sessions:
         raise UserError(f"{settings.data} has no validation split, which a search selects by")
+    for split in ("train", "validation"):
+        check_labels(manifest, split, data=settings.data, remedy="a search has nothing to go by")
     _check_workers(settings)
     needs = settings.workers.resources(settings.workers.count)
     room = fitting(settings.workers.resources(1)) // settings.workers.count

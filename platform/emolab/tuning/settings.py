@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from pydantic import Field, model_validator
 
-from emolab.cluster import ClusterSettings
+from emolab.cluster import ClusterSettings, cluster_gpus, connected, joins_cluster
 from emolab.configuration import Settings
 from emolab.sessions.preparation import PrepareSettings
 from emolab.training.recipe import TrainSettings
@@ -124,3 +125,15 @@ class TuneSettings(TrainSettings):
         """The configuration every trial starts from."""
         values = self.model_dump(mode="json", include=set(TrainSettings.model_fields))
         return TrainSettings.model_validate(values | {"data": str(Path(self.data).resolve()), "register_as": None})
+
+
+def default_preset() -> tuple[str, str]:
+    """The preset for a call without one, and the reason for the choice."""
+    if joins_cluster():
+        with connected():
+            gpus, place = cluster_gpus(), "the cluster"
+    else:
+        gpus, place = torch.cuda.device_count(), "this machine"
+    if gpus:
+        return "paper", f"{place} has {gpus} GPU(s)"
+    return "small", f"{place} has no GPU, and the paper's size would take days on CPUs"

@@ -39,10 +39,16 @@ class Corruption:
     zeros. `last value`: the previous value repeats and is marked present, as a frozen device would deliver it."""
     joint: bool = False
     """Whether the modalities of a cell are corrupted together, each one's outcome depending on the others'."""
+    leaves_one: bool = False
+    """Whether one of the modalities corrupted together is left at every step."""
     random: bool = True
     """Whether the outcome depends on the seed."""
     validation_only: bool = False
     """Kept for choosing a defence; refused in a suite that reports test results (as in ImageNet-C)."""
+
+    def highest(self, modalities: int) -> float:
+        """The highest level that there can be with so many modalities corrupted together."""
+        return (modalities - 1) / modalities if self.leaves_one else max(self.levels)
 
     def check_level(self, level: float) -> None:
         """Refuse a level that the corruption does not have.

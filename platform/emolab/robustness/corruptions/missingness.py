@@ -47,6 +47,7 @@ def frame_missing(request: FeatureRequest) -> Observed:
     levels=RATES[:7],
     fill="zero",
     joint=True,
+    leaves_one=True,
     source="P2: GCNet, CPM-Nets",
 )
 def step_missing(request: FeatureRequest) -> Observed:
