@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.batch import PredictSettings, predict, predictions
 from emolab.serving.models import load
+from emolab.sessions.manifest import write_manifest
 from emolab.sessions.schema import arrow_schema
 from emolab.sessions.selection import load_selection_split
 from emolab.sessions.shards import write_rows
@@ -134,6 +136,9 @@ def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, 
         ({"data": None, "shards": "{data}/nowhere"}, ["no folder"]),
         ({"data": None, "shards": "{runs}"}, ["no shards"]),
         ({"data": None, "shards": "{strange}"}, ["{'audio': 2}", "'visual': 4"]),
+        ({"data": None, "shards": "{slow}"}, ["monday.parquet has steps of 2 s", "trained on steps of 1 s"]),
+        ({"data": "{scaled}"}, ["protocol.normalise=session", "trained on data with protocol.normalise=none"]),
+        ({"data": None, "shards": "{scaled}/validation"}, ["protocol.normalise=session", "protocol.normalise=none"]),
         ({"data": "{data}/nowhere"}, ["dataset.json", "jobs/prepare.py"]),
         ({"model": "models:/live-tests@champion"}, ["champion"]),
         ({"name": "../evil"}, ["not allowed"]),
@@ -144,7 +149,12 @@ def test_mistakes_are_one_line_before_anything_is_computed(
 ) -> None:
     strange = arrow_schema({"audio": 2}, quality=False)
     pq.write_table(strange.empty_table(), tmp_path / "strange.parquet")
+    slow = [replace(session, step_seconds=2.0) for session in world.sessions["train"][:2]]
+    write_rows(tmp_path / "slow" / "monday.parquet", slow, arrow_schema(world.manifest.dimensions, quality=False))
+    write_manifest(world.manifest.model_copy(update={"protocol": {"normalise": "session"}}), tmp_path / "scaled")
+    (tmp_path / "scaled" / "validation").mkdir()
     places = {"data": world.data, "runs": world.runs, "strange": tmp_path}
+    places |= {name: tmp_path / name for name in ("slow", "scaled")}
     filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
     arguments = [f"{key}={_yaml(value)}" for key, value in ({"data": str(world.data)} | filled).items()]
     before = results(world)

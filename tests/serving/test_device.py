@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.serving.parts import World, make_world
 
 from emolab.names import UserError
+from emolab.registry.lookup import kept_model
+from emolab.serving import device
 from emolab.serving.device import ExportSettings, export
+from emolab.serving.models import load
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +55,14 @@ def test_mistakes_are_one_line(world: World, tmp_path: Path, one_line: Callable[
     with pytest.raises(UserError) as error:
         export(settings(late, tmp_path / "x", model=str(late.model)), dry_run=False, report=lambda _: None)
     one_line(error, "late_fusion", "no streaming form")
+
+
+def test_a_model_of_standardised_sessions_is_not_exported(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None]
+) -> None:
+    loaded = load(kept_model(world.model))
+    scaled = replace(loaded, dataset={**loaded.dataset, "protocol": {"normalise": "session"}})
+    monkeypatch.setattr(device, "load", lambda _: scaled)
+    with pytest.raises(UserError) as error:
+        export(settings(world, tmp_path / "x"), dry_run=True, report=lambda _: None)
+    one_line(error, "protocol.normalise=session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,34 @@ def test_a_session_ends_politely_at_its_limits(loaded: LoadedModel) -> None:
     closes = [clumsy.answer("x").close for _ in range(2)]
     clumsy.answer(message(0))  # a good message: the count begins anew
     assert closes + [clumsy.answer("x").close for _ in range(3)] == [None, None, None, None, 1008]
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"dimensions": {"audio": 6}}, ["'visual': 4", "{'audio': 6}"]),
+        ({"classes": ["low", "high"]}, ["low, middle, high", "low, high"]),
+        ({"step_seconds": 0.5}, ["steps of 1 s", "steps of 0.5 s"]),
+        ({"protocol": {"normalise": "session"}}, ["protocol.normalise=none", "protocol.normalise=session"]),
+    ],
+)
+def test_data_of_another_kind_are_refused(
+    world: World, loaded: LoadedModel, changed: dict[str, Any], parts: list[str], one_line: Callable[..., None]
+) -> None:
+    with pytest.raises(UserError) as error:
+        loaded.check_fit(world.manifest.model_copy(update=changed), Path("elsewhere"))
+    one_line(error, "elsewhere", *parts)
+    fitting = {"step_seconds": 1.0 + 5e-7, "protocol": {"split": "speakers"}, "seed": 9}
+    loaded.check_fit(world.manifest.model_copy(update=fitting), Path("elsewhere"))
+
+
+def test_a_model_of_standardised_sessions_cannot_follow_one_that_is_not_over(
+    loaded: LoadedModel, one_line: Callable[..., None]
+) -> None:
+    scaled = replace(loaded, dataset={**loaded.dataset, "protocol": {"normalise": "session"}})
+    with pytest.raises(UserError) as error:
+        scaled.live(None)
+    one_line(error, "edu_emotionnet", "protocol.normalise=session", "jobs/predict.py")
 
 
 def test_models_that_cannot_stream_are_named(tmp_path: Path) -> None:

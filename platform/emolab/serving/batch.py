@@ -29,6 +29,7 @@ from ray.exceptions import RayError
 from emolab import sealed
 from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
 from emolab.configuration import Settings
+from emolab.corpora.corpus import SPLITS
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import kept_model
@@ -37,6 +38,7 @@ from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
 from emolab.sessions.loading import Block, SessionStore, ordered_batches
 from emolab.sessions.manifest import FILE_NAME, read_manifest, write_atomically
 from emolab.sessions.shards import read_rows, sha256
+from emolab.training.made_for import check_steps
 from emolab.training.recipe import TrackingSettings, fingerprint
 
 SESSIONS_PER_BATCH = 16
@@ -130,7 +132,7 @@ def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, r
     missing = [unit for unit in units if not unit.done()]
     report(
         f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, of "
-        f"{_source(settings)}, into {folder}"
+        f"{_source(settings, loaded)}, into {folder}"
     )
     if dry_run or not missing:
         return folder
@@ -142,10 +144,12 @@ def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, r
     return folder
 
 
-def _source(settings: PredictSettings) -> str:
-    """What is predicted, and why it is not all of a data set."""
+def _source(settings: PredictSettings, loaded: LoadedModel) -> str:
+    """What is predicted, and why it is not all of a data set; of shards from anywhere, what cannot be checked."""
     if settings.data is None:
-        return str(settings.shards)
+        unknown = loaded.scales_sessions and settings.manifest is None
+        rule = " (their features have to be standardised over each session, as the model's were)" if unknown else ""
+        return f"{settings.shards}{rule}"
     splits = [*dict.fromkeys(settings.splits)]
     named = f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of {settings.data}"
     return f"{named} (the test split is opened once, by jobs/compare.py, which records it)"
@@ -179,22 +183,29 @@ def _of_folder(folder: Path, loaded: LoadedModel) -> list[tuple[str, Path, str]]
         raise UserError(f"{folder} is the test split of a data set: it is opened once, by jobs/compare.py")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
+    if folder.name in SPLITS and (folder.parent / FILE_NAME).exists():
+        loaded.check_fit(read_manifest(folder.parent), folder)
     files = sorted(folder.glob("*.parquet"))
     for file in files:
-        widths = _widths(file)
+        widths, steps = _widths_and_steps(file)
         if widths != dict(loaded.dimensions):
             raise UserError(f"{file} has features {widths}, the model takes {dict(loaded.dimensions)}")
+        for step_seconds in steps:
+            check_steps(loaded.dataset, step_seconds, model="the model", where=file)
     return [(file.name, file, sha256(file)) for file in files]
 
 
-def _widths(file: Path) -> dict[str, int]:
-    """Modality -> number of features, from a shard's metadata."""
+def _widths_and_steps(file: Path) -> tuple[dict[str, int], set[float]]:
+    """Modality -> number of features, from a shard's metadata; seconds of a step, of its sessions."""
     try:
-        metadata = pq.read_schema(file).metadata or {}
+        table = pq.read_table(file, columns=["step_seconds"])
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"shard {file} cannot be read ({' '.join(str(error).split())[:120]})") from None
+    metadata = table.schema.metadata or {}
     named = (re.fullmatch(rb"emolab\.dimension\.(\w+)", key) for key in metadata)
-    return {match[1].decode(): int(metadata[match[0]]) for match in named if match}
+    return {match[1].decode(): int(metadata[match[0]]) for match in named if match}, {
+        *table["step_seconds"].drop_null().to_pylist()
+    }
 
 
 def _run(units: Sequence[Unit], model: Path, actors: int | None) -> Iterator[dict[str, Any]]:

@@ -89,9 +89,10 @@ def write_recordings(
         for old in folder.glob("*.parquet"):
             old.unlink()
         chosen = [each for each in references if each.session_id in finished]
-        scaled = loaded.dataset.get("protocol", {}).get("normalise") == "session"
         for start in range(0, len(chosen), shard_sessions):
-            sessions = list(_sessions(work, finished, chosen[start : start + shard_sessions], scaled=scaled))
+            sessions = list(
+                _sessions(work, finished, chosen[start : start + shard_sessions], scaled=loaded.scales_sessions)
+            )
             path = folder / f"part-{start // shard_sessions:05d}.parquet"
             write_rows(path, sessions, session_schema(corpus))
         write_atomically(folder / RECORD, content.encode())
