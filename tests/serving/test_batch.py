@@ -20,6 +20,7 @@ from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.batch import PredictSettings, predict, predictions
 from emolab.serving.models import load
+from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import write_manifest
 from emolab.sessions.schema import arrow_schema
 from emolab.sessions.selection import load_selection_split
@@ -180,3 +181,15 @@ def test_no_session_of_the_store_is_left_out_or_mixed_up(world: World) -> None:
     table = predictions(loaded, store)
     assert table.num_rows == int(store.lengths.sum())
     assert table["session_id"].to_pylist() == list(np.repeat(store.session_ids, store.lengths))
+
+
+def test_features_that_the_model_has_no_answer_to_are_named(world: World, one_line: Callable[..., None]) -> None:
+    store = load_selection_split(world.data, world.manifest, "train")
+    block = store.blocks[1]
+    audio = block.features["audio"].copy()
+    audio[block.starts[2] + 1] = 1e38
+    present = {name: np.ones_like(mask) for name, mask in block.present.items()}
+    huge = replace(block, features={**block.features, "audio": audio}, present=present)
+    with pytest.raises(UserError) as error:
+        predictions(load(kept_model(world.model)), SessionStore([store.blocks[0], huge]))
+    one_line(error, f"session '{block.session_ids[2]}'", "step 1: audio 1e+38", "too large")

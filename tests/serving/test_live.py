@@ -108,6 +108,16 @@ def test_a_bad_message_is_refused_and_changes_nothing(
         assert session.answer(good).content == clean.answer(good).content
 
 
+def test_features_that_the_model_has_no_answer_to_are_refused_and_change_nothing(loaded: LoadedModel) -> None:
+    session, clean = begin(loaded), begin(loaded)
+    for step in range(3):
+        reply = session.answer(message(step, text=[1e38, 2.0, 3.0]))
+        assert (reply.content["code"], reply.content["next_step"], reply.close) == ("bad_features", step, None)
+        assert "too large" in reply.content["message"]
+        good = message(step, text=[0.1, 0.2, 0.3 + step])
+        assert session.answer(good).content == clean.answer(good).content
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.one_of(st.text(), st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

@@ -253,7 +253,11 @@ class Predictor:
 
 @torch.inference_mode()
 def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
-    """One row per step of every session, in the order of the store."""
+    """One row per step of every session, in the order of the store.
+
+    Raises:
+        UserError: an answer is not finite, naming the session and the step with its largest feature.
+    """
     names = list(loaded.dimensions)
     parts: dict[str, list[Any]] = {"probability": [], "confidence": [], "present": []}
     for indices in ordered_batches(len(store), SESSIONS_PER_BATCH):
@@ -264,6 +268,9 @@ def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
         if said.confidence is not None:
             parts["confidence"].append(said.confidence[real].numpy())
     probability = np.concatenate(parts["probability"])
+    broken = ~np.isfinite(probability).all(axis=1)
+    if broken.any():
+        raise _unanswerable(store, int(np.repeat(np.arange(len(store)), store.lengths)[broken][0]))
     columns: dict[str, Any] = {
         "session_id": np.repeat(store.session_ids, store.lengths),
         "step": np.concatenate([np.arange(length, dtype=np.int32) for length in store.lengths]),
@@ -275,3 +282,18 @@ def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
         columns |= {f"confidence.{name}": confidence[:, m] for m, name in enumerate(names)}
     present = np.concatenate(parts["present"])
     return pa.table(columns | {f"present.{name}": present[:, m] for m, name in enumerate(names)})
+
+
+def _unanswerable(store: SessionStore, index: int) -> UserError:
+    """About a session with an answer that is not finite: in a forward pass one step's features can spoil any step."""
+    batch = store.batch([index])
+    sizes = {
+        name: np.abs(np.where(batch.present[name][0, :, None], values[0], 0.0)).max(axis=1)
+        for name, values in batch.features.items()
+    }
+    name = max(sizes, key=lambda modality: sizes[modality].max())
+    step = int(sizes[name].argmax())
+    return UserError(
+        f"session {store.session_ids[index]!r}: the model has no answer, as features are too large for float32 "
+        f"(the largest at step {step}: {name} {sizes[name][step]:.3g})"
+    )
