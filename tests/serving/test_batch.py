@@ -83,6 +83,7 @@ def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(wor
     lines: list[str] = []
     predict(settings(world), dry_run=False, report=lines.append)
     assert "3 done" in lines[0] and len(lines) == 1
+    assert predict(settings(world, name=predicted.name), dry_run=True, report=lambda _: None) == predicted
     gone, torn, foreign = sorted(predicted.glob("*.parquet"))
     gone.unlink()
     torn.write_bytes(torn.read_bytes()[:-40])
@@ -94,10 +95,16 @@ def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(wor
     assert contents(predicted) == before
 
 
-def test_other_shards_or_weights_are_another_plan(world: World, predicted: Path, tmp_path: Path) -> None:
+def test_other_shards_or_weights_are_another_plan(
+    world: World, predicted: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
     both = predict(settings(world, splits=("train", "validation")), dry_run=True, report=lambda _: None)
     elsewhere = make_world(tmp_path)
     assert both != predicted
+    for options in ({"splits": ("train", "validation")}, {"model": str(elsewhere.model)}):
+        with pytest.raises(UserError) as error:
+            predict(settings(world, name=predicted.name, **options), dry_run=True, report=lambda _: None)
+        one_line(error, str(predicted), "another model", "other shards", "--name")
     assert predict(settings(elsewhere), dry_run=True, report=lambda _: None).name != predicted.name
     assert not both.exists()
 
@@ -143,6 +150,7 @@ def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, 
         ({"data": "{data}/nowhere"}, ["dataset.json", "jobs/prepare.py"]),
         ({"model": "models:/live-tests@champion"}, ["champion"]),
         ({"name": "../evil"}, ["not allowed"]),
+        ({"name": "live"}, ["holds no predictions (model)", "--name"]),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_computed(

@@ -1,8 +1,9 @@
 """jobs/predict.py: what a model says of every step of stored sessions, shard by shard on Ray Data actors.
 
-One Parquet file per shard, one row per step. The folder's name is made of all that decides its content (version,
-weights, shards), a file appears whole and says which weights and which shard it comes from: running the same command
-again computes what is missing or damaged, and the bytes do not depend on the number of actors.
+One Parquet file per shard, one row per step. A folder is one prediction's for ever: its record, and without --name its
+name, is made of all that decides its content (version, weights, shards). A file appears whole and says which weights
+and which shard it comes from: running the same command again computes what is missing or damaged, and the bytes do not
+depend on the number of actors.
 
 The test split is not predicted here. It is opened once per model, by a comparison, which records it; predictions of
 it in a file would be a second, unrecorded look. Sessions that were never part of a split are given as a folder.
@@ -30,18 +31,20 @@ from emolab import sealed
 from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
 from emolab.configuration import Settings
 from emolab.corpora.corpus import SPLITS
-from emolab.locks import holding
+from emolab.locks import HOLDER, LOCK, holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import kept_model
 from emolab.serving.media import recorded_corpus, write_recordings
 from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
 from emolab.sessions.loading import Block, SessionStore, ordered_batches
-from emolab.sessions.manifest import FILE_NAME, read_manifest, write_atomically
+from emolab.sessions.manifest import FILE_NAME, canonical_json, read_manifest, write_atomically
 from emolab.sessions.shards import read_rows, sha256
 from emolab.training.made_for import check_steps
 from emolab.training.recipe import TrackingSettings, fingerprint
 
 SESSIONS_PER_BATCH = 16
+RECORD = "prediction.json"
+"""In a folder of predictions: what they are of."""
 
 
 class PredictSettings(Settings):
@@ -127,8 +130,7 @@ def predict(settings: PredictSettings, *, dry_run: bool, report: Callable[[str],
 
 
 def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, report: Callable[[str], None]) -> Path:
-    kept, units = loaded.kept, _plan(settings, loaded)
-    folder = units[0].file.parent
+    kept, (folder, record, units) = loaded.kept, _plan(settings, loaded)
     missing = [unit for unit in units if not unit.done()]
     report(
         f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, of "
@@ -138,6 +140,8 @@ def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, r
         return folder
     with connected(settings.cluster), holding(folder, what="prediction"):
         require({"CPU": 1.0}, purpose="batch prediction")
+        _check_own(folder, record)  # once more: now it is held
+        write_atomically(folder / RECORD, record.encode())
         for number, row in enumerate(_run(missing, kept.folder, settings.actors), start=1):
             report(f"shard {number} of {len(missing)}: {row['sessions']} sessions, {row['steps']} steps")
     report(f"tables  {folder} ({len(units)} Parquet file{'s' * (len(units) != 1)}, a row per step)")
@@ -155,17 +159,40 @@ def _source(settings: PredictSettings, loaded: LoadedModel) -> str:
     return f"{named} (the test split is opened once, by jobs/compare.py, which records it)"
 
 
-def _plan(settings: PredictSettings, loaded: LoadedModel) -> list[Unit]:
+def _plan(settings: PredictSettings, loaded: LoadedModel) -> tuple[Path, str, list[Unit]]:
+    """The folder of the results, what its record says, and the work."""
     shards = _of_data_set(settings, loaded) if settings.data else _of_folder(Path(settings.shards or ""), loaded)
     if not shards:
         raise UserError(f"there are no shards to predict in {settings.data or settings.shards}")
-    content = [version("edu-emotionnet-lab"), loaded.kept.digest, *(f"{name} {digest}" for name, _, digest in shards)]
-    name = settings.name or f"predictions-{loaded.kept.name}-{fingerprint({'content': content})}"
-    folder = contained(Path(settings.output).resolve(), name, what="name")
-    return [
+    identity = {
+        "version": version("edu-emotionnet-lab"),
+        "model": loaded.kept.digest,
+        "shards": {name: digest for name, _, digest in shards},
+    }
+    name = settings.name or f"predictions-{loaded.kept.name}-{fingerprint(identity)}"
+    folder, record = contained(Path(settings.output).resolve(), name, what="name"), canonical_json(identity)
+    _check_own(folder, record)
+    units = [
         Unit(shard=path, digest=digest, file=contained(folder, file, what="shard"), model=loaded.kept.digest)
         for file, path, digest in shards
     ]
+    return folder, record, units
+
+
+def _check_own(folder: Path, record: str) -> None:
+    """Refuse a folder that holds anything but a part of these predictions: the rest would pass for one of theirs."""
+    found = folder / RECORD
+    if not found.exists():
+        strangers = sorted({each.name for each in folder.glob("[!.]*")} - {LOCK, HOLDER})
+        if strangers:
+            raise UserError(
+                f"{folder} is not empty and holds no predictions ({strangers[0][:60]}): choose another --name"
+            )
+    elif found.read_text(encoding="utf-8", errors="replace") != record:
+        raise UserError(
+            f"{folder} holds predictions by another model or release, or of other shards: choose another --name, or "
+            "move it away"
+        )
 
 
 def _of_data_set(settings: PredictSettings, loaded: LoadedModel) -> list[tuple[str, Path, str]]:
