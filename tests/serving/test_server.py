@@ -168,8 +168,10 @@ def test_a_silent_session_is_closed(server: Server) -> None:
 
 
 def test_a_strangers_page_cannot_open_a_session(server: Server) -> None:
-    with pytest.raises((InvalidStatus, ConnectionClosed)), server.open(origin="http://evil.example") as client:
-        client.recv(timeout=30)
+    for origin in ("http://evil.example", "http://[", "null"):
+        with pytest.raises(InvalidStatus) as refused, server.open(origin=origin) as client:
+            client.recv(timeout=30)
+        assert refused.value.response.status_code == 403
     with server.open(origin=f"http://127.0.0.1:{server.port}") as client:
         assert json.loads(client.recv(timeout=30))["type"] == "session"
 
@@ -187,6 +189,13 @@ def test_the_page_is_whole_and_loads_nothing_from_anywhere(server: Server) -> No
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+COUNT_SOCKETS = """
+window.opened = [];
+document.body.dataset.stage = 'clicked';
+window.WebSocket = class extends WebSocket { constructor(address) { super(address); opened.push(address); } };
+"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path) -> None:
     from tests.serving.browser import browse
@@ -200,6 +209,10 @@ def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path)
         assert tab.evaluate("document.querySelectorAll('#confidence-chart path').length") == 3
         shown = tab.evaluate("[...document.querySelectorAll('#emotions .number')].map(e => Number(e.textContent))")
         assert sum(shown) == pytest.approx(1.0, abs=0.01)
+        tab.evaluate(COUNT_SOCKETS)
+        tab.evaluate("for (let click = 0; click < 3; click++) document.getElementById('play').click()")
+        tab.wait("document.body.dataset.stage === 'done'", seconds=60)
+        assert tab.evaluate("opened.length") == 1  # two clicks came before their recordings: they took no session
         assert tab.errors == []
 
 
