@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.serving.parts import World, make_world
+from tests.serving.parts import MODEL, World, keep_model
 
 from emolab.configuration import parse
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
-from emolab.serving.batch import PredictSettings, predict, predictions
+from emolab.serving import batch
+from emolab.serving.batch import Predictor, PredictSettings, Unit, predict, predictions
 from emolab.serving.models import load
 from emolab.sessions.loading import SessionStore
 from emolab.sessions.manifest import write_manifest
@@ -27,11 +29,6 @@ from emolab.sessions.selection import load_selection_split
 from emolab.sessions.shards import write_rows
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("batch"))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +42,20 @@ def predicted(world: World, ray_cluster: None) -> Path:
 def settings(world: World, **options: object) -> PredictSettings:
     given = {"model": world.uri, "data": str(world.data), "output": str(world.runs), "actors": 1} | options
     return PredictSettings.model_validate(given)
+
+
+@pytest.fixture
+def without_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicts in this process: what `predicted` and the damaged shard show of Ray need not be shown again."""
+
+    def run(units: Sequence[Unit], model: Path, actors: int | None) -> Iterator[dict[str, Any]]:
+        predictor = Predictor(model)
+        for unit in units:
+            row = {"shard": unit.shard, "digest": unit.digest, "file": unit.file, "model": unit.model}
+            said = predictor({name: np.array([str(value)]) for name, value in row.items()})
+            yield {name: values[0] for name, values in said.items()}
+
+    monkeypatch.setattr(batch, "_run", run)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,7 +89,9 @@ def test_the_first_line_says_which_splits_are_predicted_and_why_no_other(world: 
     assert f"of the train and validation splits of {world.data} {why}" in lines[1]
 
 
-def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(world: World, predicted: Path) -> None:
+def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(
+    world: World, predicted: Path, without_actors: None
+) -> None:
     before = contents(predicted)
     lines: list[str] = []
     predict(settings(world), dry_run=False, report=lines.append)
@@ -99,13 +112,13 @@ def test_other_shards_or_weights_are_another_plan(
     world: World, predicted: Path, tmp_path: Path, one_line: Callable[..., None]
 ) -> None:
     both = predict(settings(world, splits=("train", "validation")), dry_run=True, report=lambda _: None)
-    elsewhere = make_world(tmp_path)
+    other = str(keep_model(tmp_path / "other", world.manifest, MODEL, run_id="other"))
     assert both != predicted
-    for options in ({"splits": ("train", "validation")}, {"model": str(elsewhere.model)}):
+    for options in ({"splits": ("train", "validation")}, {"model": other}):
         with pytest.raises(UserError) as error:
             predict(settings(world, name=predicted.name, **options), dry_run=True, report=lambda _: None)
         one_line(error, str(predicted), "another model", "other shards", "--name")
-    assert predict(settings(elsewhere), dry_run=True, report=lambda _: None).name != predicted.name
+    assert predict(settings(world, model=other), dry_run=True, report=lambda _: None).name != predicted.name
     assert not both.exists()
 
 
@@ -124,7 +137,9 @@ def test_a_damaged_shard_is_named_and_the_others_are_kept(
     one_line(error, "part-00001.parquet", "damaged")
 
 
-def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, tmp_path: Path) -> None:
+def test_shards_from_anywhere_but_a_test_split(
+    world: World, ray_cluster: None, without_actors: None, tmp_path: Path
+) -> None:
     sessions = world.sessions["train"][:2]
     schema = arrow_schema(world.manifest.dimensions, quality=False)
     write_rows(tmp_path / "new" / "monday.parquet", sessions, schema)

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import REPOSITORY
-from tests.serving.parts import World, clean_environment, free_port, make_world
+from tests.serving.parts import World, clean_environment, free_port
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.models import load
 from emolab.serving.recordings import recordings
+from emolab.serving.server import ServeSettings, serve_live
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-SESSIONS, IDLE = 3, 4.0
+SESSIONS, IDLE = 3, 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    world = make_world(tmp_path_factory.mktemp("server"))
+def server(world: World) -> Iterator[Server]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
@@ -216,14 +217,11 @@ def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path)
         assert tab.errors == []
 
 
-def test_two_servers_do_not_share_a_port(server: Server) -> None:
-    second = subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", str(server.world.model), "--port",
-         str(server.port)],
-        env=clean_environment(), capture_output=True, text=True, timeout=120, cwd=server.world.runs,
-    )  # fmt: skip
-    assert second.returncode == 2
-    assert second.stderr.startswith("error: cannot listen on 127.0.0.1:") and second.stderr.count("\n") == 1
+def test_two_servers_do_not_share_a_port(server: Server, one_line: Callable[..., None]) -> None:
+    second = ServeSettings.model_validate({"model": str(server.world.model), "port": server.port})
+    with pytest.raises(UserError) as error:
+        serve_live(second, dry_run=True, report=lambda _: None)
+    one_line(error, f"cannot listen on 127.0.0.1:{server.port}:")
 
 
 def test_it_ends_cleanly_on_a_signal(server: Server) -> None:
