@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from tests.conftest import REPOSITORY
 from tests.serving.parts import World, clean_environment, free_port
@@ -47,31 +47,30 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Iterator[Server]:
+def server(world: World, ray_cluster: None) -> Iterator[Server]:
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            [
-                sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", world.uri,
-                "--output", str(world.runs), "--demo", str(world.data), "--port", str(port),
-                "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
-                "cluster.address=local", "cluster.cpus=2",
-            ],
-            env=clean_environment(RAY_TMPDIR=folder), cwd=world.runs,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None and process.stderr is not None
-            for line in process.stdout:
-                if line.startswith("session ws://"):
-                    break
-            else:
-                pytest.fail(process.stderr.read()[-3000:])
-            yield Server(world=world, port=port, process=process)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(60)
+    process = subprocess.Popen(
+        [
+            sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", world.uri,
+            "--output", str(world.runs), "--demo", str(world.data), "--port", str(port),
+            "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
+            f"cluster.address={ray.get_runtime_context().gcs_address}",
+        ],
+        env=clean_environment(), cwd=world.runs,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("session ws://"):
+                break
+        else:
+            pytest.fail(process.stderr.read()[-3000:])
+        yield Server(world=world, port=port, process=process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def ask(client: ClientConnection, message: Any) -> dict[str, Any]:
