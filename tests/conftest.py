@@ -9,9 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 
+import shutil
+import sqlite3
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +82,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     slow.update({item.path: 1000 for item in items if item.get_closest_marker("timeout")})
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, Path], None] | None]:
+    """MLflow makes the tables of an SQLite file in dozens of migrations: here for the first file, which is copied.
+
+    In this process alone, and where a test module has imported the tracker: nobody else waits for MLflow's import.
+    Gives what makes a file in truth.
+    """
+    store = sys.modules.get("emolab.tracking.sqlite_store")
+    if store is None:
+        yield None
+        return
+    first = tmp_path_factory.mktemp("store") / "mlflow.db"
+    make = store._make
+
+    def copied(database: Path, artifacts: Path) -> None:
+        if not first.exists():
+            make(first, first.parent)
+        unfinished = database.with_name(f".{database.name}.new")
+        shutil.copyfile(first, unfinished)
+        with closing(sqlite3.connect(unfinished)) as connection, connection:
+            location = f"{artifacts.resolve().as_uri()}/0"  # of the one experiment that is there
+            connection.execute("UPDATE experiments SET artifact_location = ?", (location,))
+        unfinished.replace(database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_make", copied)
+        yield make
 
 
 @pytest.fixture(scope="session")

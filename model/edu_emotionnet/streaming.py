@@ -16,10 +16,12 @@ differs from an unlimited history, and through the layers a step reaches back fu
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +56,8 @@ class SessionStream(ABC):
         """The next step.
 
         Raises:
-            ValueError: an unknown modality, a wrong width, or a value that is not finite. The session is as it was
-                before and can go on.
+            ValueError: an unknown modality, a wrong width, or values that are not finite or so large that the answer is
+                not. The session is as it was before and can go on.
         """
 
 
@@ -122,11 +124,12 @@ class _CachedStream(SessionStream):
     def step(self, features: StepFeatures) -> StepPrediction:
         network = self._owner.network
         check(features, self._owner.dimensions)
-        h = network.embed(features, self._memory.begin_step())
-        if not network.is_finite(h):
-            raise ValueError(not_finite(features))
-        log_probabilities, weights = network.advance(h, self._memory.caches, self._memory.belief)
+        with np.errstate(over="ignore", invalid="ignore"):  # the answer shows it
+            h = network.embed(features, self._memory.begin_step())
+            log_probabilities, weights = network.advance(h, self._memory.caches, self._memory.belief)
         probabilities = log_probabilities.exp()
+        if not math.isfinite(probabilities.sum()):
+            raise ValueError(not_finite(features))
         self._memory.end_step(probabilities)
         self.steps += 1
         return StepPrediction(probabilities=probabilities[0].clone(), confidence=weights)
@@ -152,26 +155,31 @@ class _RecomputingStream(SessionStream):
     def step(self, features: StepFeatures) -> StepPrediction:
         check(features, self._owner.dimensions)
         for value in features.values():
-            if value is not None and not value.isfinite().all():
+            if value is not None and not value.isfinite().all():  # some models answer to infinity with a number
                 raise ValueError(not_finite(features))
+        rows, present = {}, {}
         for name, width in self._owner.dimensions.items():
             value = features.get(name)
-            self._rows[name].append(torch.zeros(width) if value is None else value)
-            self._present[name].append(value is not None)
+            rows[name] = [*self._rows[name], torch.zeros(width) if value is None else value]
+            present[name] = [*self._present[name], value is not None]
+        said: Predictions = self._owner.model(self._batch(rows, present))
+        probabilities = said.log_probabilities[0, -1].exp()
+        if not math.isfinite(probabilities.sum()):
+            raise ValueError(not_finite(features))
+        self._rows, self._present = rows, present
         self.steps += 1
-        said: Predictions = self._owner.model(self._batch())
         return StepPrediction(
-            probabilities=said.log_probabilities[0, -1].exp(),
-            confidence=None if said.confidence is None else said.confidence[0, -1],
+            probabilities=probabilities, confidence=None if said.confidence is None else said.confidence[0, -1]
         )
 
-    def _batch(self) -> SessionBatch:
+    def _batch(self, rows: Mapping[str, list[Tensor]], present: Mapping[str, list[bool]]) -> SessionBatch:
         like = next(parameter for parameter in self._owner.model.parameters())
+        steps = self.steps + 1
         return SessionBatch(
-            features={name: torch.stack(rows)[None].to(like) for name, rows in self._rows.items()},
-            present={name: torch.tensor(mask)[None] for name, mask in self._present.items()},
-            lengths=torch.tensor([self.steps]),
-            labels=torch.full((1, self.steps), IGNORED_LABEL),
+            features={name: torch.stack(values)[None].to(like) for name, values in rows.items()},
+            present={name: torch.tensor(mask)[None] for name, mask in present.items()},
+            lengths=torch.tensor([steps]),
+            labels=torch.full((1, steps), IGNORED_LABEL),
         )
 
 
@@ -189,6 +197,6 @@ def check(features: StepFeatures, dimensions: Mapping[str, int]) -> None:
 
 
 def not_finite(features: StepFeatures) -> str:
-    """The message about values that no computation should see."""
+    """The message about values that the model has no answer to."""
     bad = [name for name, value in features.items() if value is not None and not value.isfinite().all()]
     return f"{', '.join(bad)} features are not finite" if bad else "the features are too large for float32"

@@ -80,14 +80,16 @@ class Cache(Protocol):
     """Keys and values of the steps so far, for R rows: one per modality and head."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take in the key and value of a step, (M, H, d_k) each, and attend: (R, Q, d_k) queries -> (R, Q, d_k)."""
+        """The key and value of a step, (M, H, d_k) each, beside those so far: (R, Q, d_k) queries -> (R, Q, d_k)."""
         ...
 
 
 class KeyValueCache:
     """Keys and values of a session in a part of its memory: of the last ``limit`` steps, or of all.
 
-    Attention does not ask for the order of its keys, so a full memory overwrites its oldest step in place.
+    Attention does not ask for the order of its keys, so a full memory overwrites its oldest step in place. A step
+    counts once ``steps`` says so: until then another try at it writes to the same place, whose old content no later
+    step would see.
     """
 
     def __init__(self, *, rows: int, width: int, limit: int | None, like: Tensor) -> None:
@@ -112,8 +114,7 @@ class KeyValueCache:
         place = self.steps % capacity
         keys[:, place] = key.numpy().reshape(rows, width)
         values[:, place] = value.numpy().reshape(rows, width)
-        self.steps += 1
-        count = min(self.steps, capacity)
+        count = min(self.steps + 1, capacity)
         scores = np.matmul(query.numpy(), keys[:, :count].swapaxes(1, 2))
         weights = torch.softmax(torch.from_numpy(scores), -1)
         return torch.from_numpy(np.matmul(weights.numpy(), values[:, :count]))
@@ -123,7 +124,6 @@ class StreamingNetwork(nn.Module):
     """Copies of the weights of an Edu-EmotionNet, stacked over its M modalities, on the CPU."""
 
     mix: Tensor
-    zeros: Tensor
 
     def __init__(self, model: EduEmotionNet, linear: MakeLinear = PanelledLinear) -> None:
         super().__init__()
@@ -153,7 +153,6 @@ class StreamingNetwork(nn.Module):
         count = len(encoders)
         others = torch.ones(count, count) - torch.eye(count) if count > 1 else torch.ones(1, 1)
         self.register_buffer("mix", (others / max(1, count - 1)).to(self.absent), persistent=False)
-        self.register_buffer("zeros", torch.zeros_like(self.absent).flatten(), persistent=False)
         panelled = [layer for layer in self.modules() if isinstance(layer, PanelledLinear)]
         places = pieces([layer.panels.shape for layer in panelled], self.absent.numpy().dtype)
         for layer, place in zip(panelled, places, strict=True):
@@ -163,22 +162,17 @@ class StreamingNetwork(nn.Module):
     def embed(self, features: Mapping[str, Tensor | None], position: Tensor) -> Tensor:
         """Raw features of a step and its (d,) position -> what enters the encoders, (M, 1, d)."""
         rows = []
-        with np.errstate(over="ignore", invalid="ignore"):  # is_finite is what finds such features
-            for index, name in enumerate(self.modalities):
-                value = features.get(name)
-                if value is None:
-                    rows.append(self.absent[index])
-                else:
-                    rows.append(self.project_step(index, value.to(self.absent)))
+        for index, name in enumerate(self.modalities):
+            value = features.get(name)
+            if value is None:
+                rows.append(self.absent[index])
+            else:
+                rows.append(self.project_step(index, value.to(self.absent)))
         return (torch.stack(rows) + position).unsqueeze(1)
 
     def project_step(self, index: int, value: Tensor) -> Tensor:
         """(D_m,) raw features of the modality -> (d,)."""
         return self.project[index](self.standardise[index](value)[None, None])[0, 0]
-
-    def is_finite(self, h: Tensor) -> bool:
-        """Whether no entry is NaN or infinite: only those do not vanish when multiplied by zero."""
-        return math.isfinite(torch.dot(h.flatten(), self.zeros))
 
     def advance(self, h: Tensor, caches: Sequence[Cache], belief: Tensor) -> tuple[Tensor, Tensor]:
         """Everything after the embedding.
@@ -275,9 +269,11 @@ class SessionMemory:
         self._capacity = capacity
 
     def end_step(self, probabilities: Tensor) -> None:
-        """The step is done."""
+        """The step is done; one that is not leaves the session as it was."""
         self.belief = probabilities
         self.steps += 1
+        for cache in self.caches:
+            cache.steps = self.steps
 
 
 def cache_limits(network: StreamingNetwork, window: int | None) -> list[int | None]:

@@ -1,5 +1,6 @@
 """Strict configuration: what is unknown is refused, what is printed can be read back."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,15 @@ def test_a_failure_that_is_no_mistake_of_the_user_keeps_its_traceback() -> None:
 
     with pytest.raises(OSError, match="the network is gone"):
         run_job(job)
+
+
+def test_a_job_ends_without_a_last_search_for_garbage() -> None:
+    """Which would take longer than all else that a short job does."""
+    gc.unfreeze()
+    with pytest.raises(SystemExit):
+        run_job(lambda: None)
+    assert gc.get_freeze_count()
+    gc.unfreeze()
 
 
 def test_overrides_win_over_files_and_files_over_presets(tmp_path: Path) -> None:

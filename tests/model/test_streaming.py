@@ -174,17 +174,25 @@ def test_a_refused_step_leaves_the_session_as_it_was(name: str, features: dict[s
         torch.testing.assert_close(session.step(at(batch, step)).probabilities, expected[step], rtol=0.0, atol=WITHIN)
 
 
-def test_features_too_large_for_float32_are_refused() -> None:
-    session = streaming(
-        "edu_emotionnet",
-        small_model("edu_emotionnet", dtype=torch.float32, statistics=FeatureStatistics(
-            mean={m: [0.0] * n for m, n in DIMENSIONS.items()}, std={m: [1e-6] * n for m, n in DIMENSIONS.items()}
-        )),
-        dimensions=DIMENSIONS,
-    ).open()  # fmt: skip
-    with pytest.raises(ValueError, match="too large"):
-        session.step({"audio": torch.full((6,), 1e35)})
-    assert session.step({"audio": torch.ones(6)}).probabilities.isfinite().all()
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "window"), [("edu_emotionnet", None), ("edu_emotionnet", 3), ("late_fusion", None)])
+@pytest.mark.parametrize("value", [1e31, 3e38])  # too large for a LayerNorm; for the features' projection
+def test_features_too_large_for_float32_leave_the_session_as_it_was(
+    name: str, window: int | None, value: float
+) -> None:
+    statistics = FeatureStatistics(
+        mean={m: [0.0] * n for m, n in DIMENSIONS.items()}, std={m: [0.01] * n for m, n in DIMENSIONS.items()}
+    )
+    model = small_model(name, dtype=torch.float32, statistics=statistics)
+    live = streaming(name, model, dimensions=DIMENSIONS, window=window)
+    batch = random_batch(seed=5, sessions=1, longest=8, dtype=torch.float32)
+    session, undisturbed = live.open(), live.open()
+    for step in range(8):
+        with pytest.raises(ValueError, match="too large"):
+            session.step({"audio": torch.full((6,), value), "text": None})
+        assert session.steps == step
+        said, expected = session.step(at(batch, step)), undisturbed.step(at(batch, step))
+        torch.testing.assert_close(said.probabilities, expected.probabilities, rtol=0.0, atol=0.0)
 
 
 def test_sessions_share_weights_and_nothing_else() -> None:

@@ -39,7 +39,7 @@ from emolab.robustness.sweep import read_agreements, read_sweep, run_sweep
 from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally, evaluate_sessions
 from emolab.sessions.loading import Block, SessionStore, load_split
-from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
 from emolab.sessions.schema import Session, arrow_schema, to_row
 from emolab.sessions.selection import SplitLoader
 from emolab.training.train import load_model, train
@@ -242,6 +242,15 @@ def test_the_test_split_is_not_read_without_its_opening(
     with pytest.raises(UserError, match="opened by a robustness study alone"):
         run_sweep(plan_sweep(models[1:], toy_data, "test", cells, **SIZES), tmp_path, report=no_report, actors=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_data_scaled_otherwise_than_the_models_are_refused(
+    models: list[Path], toy_data: Path, cells: list[Cell], tmp_path: Path
+) -> None:
+    scaled = read_manifest(toy_data).model_copy(update={"protocol": {"normalise": "session"}})
+    write_manifest(scaled, tmp_path)
+    with pytest.raises(UserError, match=r"protocol.normalise=none, .* has protocol.normalise=session"):
+        plan_sweep(models, tmp_path, "test", cells, **SIZES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -20,7 +20,9 @@ from emolab.sessions.shards import write_shard
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.recipe import ModelSettings, TrainingSettings
 
-MODEL = {"name": "edu_emotionnet", "d_model": 16, "layers": 2, "heads": 2, "dropout": 0.0}
+MODEL: dict[str, object] = {"name": "edu_emotionnet", "d_model": 16, "layers": 2, "heads": 2, "dropout": 0.0}
+LATE_FUSION: dict[str, object] = {"name": "late_fusion", "d_model": 16, "layers": 1, "heads": 2}
+"""A model without a streaming form."""
 REGISTERED = "live-tests"
 
 
@@ -77,30 +79,34 @@ def make_data(folder: Path) -> tuple[Manifest, dict[str, list[Session]]]:
     return manifest, sessions
 
 
-def make_world(root: Path, model: dict[str, object] | None = None) -> World:
-    """Everything below one folder; the model has random weights."""
-    data, runs = root / "data", root / "runs"
-    manifest, sessions = make_data(data)
-    tracker = open_tracker(enabled=True, uri=None, experiment="edu-emotionnet", output=runs)
-    assert isinstance(tracker, MLflowTracker)
-    run = tracker.start("live", tags={})
+def keep_model(folder: Path, manifest: Manifest, model: dict[str, object], *, run_id: str) -> Path:
+    """Kept weights, which are random; the folder."""
     torch.manual_seed(0)
-    settings = ModelSettings.model_validate(model or MODEL)
-    folder = runs / "live" / "model"
+    settings = ModelSettings.model_validate(model)
     state = {
         "model": settings.model_dump(mode="json"),
         "training": TrainingSettings().model_dump(mode="json"),
         "dataset": manifest.model_dump(mode="json"),
         "dataset_digest": manifest.digest,
-        "run_id": run.run_id,
+        "run_id": run_id,
         "best_epoch": 0,
         "best_macro_f1": 0.0,
     }
     checkpoint.save(folder, Checkpoint(tensors={"model": settings.build(manifest).state_dict()}, state=state))
+    return folder
+
+
+def make_world(root: Path) -> World:
+    """Everything below one folder."""
+    data, runs = root / "data", root / "runs"
+    manifest, sessions = make_data(data)
+    tracker = open_tracker(enabled=True, uri=None, experiment="edu-emotionnet", output=runs)
+    assert isinstance(tracker, MLflowTracker)
+    run = tracker.start("live", tags={})
+    folder = keep_model(runs / "live" / "model", manifest, MODEL, run_id=run.run_id)
     run.log_file(folder, folder="model")
     run.finish()
-    if model is None:
-        register(folder, REGISTERED, run_id=run.run_id, tracking_uri=tracker.uri)
+    register(folder, REGISTERED, run_id=run.run_id, tracking_uri=tracker.uri)
     return World(data=data, runs=runs, model=folder, tracker=tracker, manifest=manifest, sessions=sessions)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,23 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.serving.parts import World, make_world
+from tests.serving.parts import MODEL, World, keep_model
 
 from emolab.configuration import parse
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
-from emolab.serving.batch import PredictSettings, predict, predictions
+from emolab.serving import batch
+from emolab.serving.batch import Predictor, PredictSettings, Unit, predict, predictions
 from emolab.serving.models import load
+from emolab.sessions.loading import SessionStore
+from emolab.sessions.manifest import write_manifest
 from emolab.sessions.schema import arrow_schema
 from emolab.sessions.selection import load_selection_split
 from emolab.sessions.shards import write_rows
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("batch"))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,20 @@ def predicted(world: World, ray_cluster: None) -> Path:
 def settings(world: World, **options: object) -> PredictSettings:
     given = {"model": world.uri, "data": str(world.data), "output": str(world.runs), "actors": 1} | options
     return PredictSettings.model_validate(given)
+
+
+@pytest.fixture
+def without_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicts in this process: what `predicted` and the damaged shard show of Ray need not be shown again."""
+
+    def run(units: Sequence[Unit], model: Path, actors: int | None) -> Iterator[dict[str, Any]]:
+        predictor = Predictor(model)
+        for unit in units:
+            row = {"shard": unit.shard, "digest": unit.digest, "file": unit.file, "model": unit.model}
+            said = predictor({name: np.array([str(value)]) for name, value in row.items()})
+            yield {name: values[0] for name, values in said.items()}
+
+    monkeypatch.setattr(batch, "_run", run)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,11 +89,14 @@ def test_the_first_line_says_which_splits_are_predicted_and_why_no_other(world: 
     assert f"of the train and validation splits of {world.data} {why}" in lines[1]
 
 
-def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(world: World, predicted: Path) -> None:
+def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(
+    world: World, predicted: Path, without_actors: None
+) -> None:
     before = contents(predicted)
     lines: list[str] = []
     predict(settings(world), dry_run=False, report=lines.append)
     assert "3 done" in lines[0] and len(lines) == 1
+    assert predict(settings(world, name=predicted.name), dry_run=True, report=lambda _: None) == predicted
     gone, torn, foreign = sorted(predicted.glob("*.parquet"))
     gone.unlink()
     torn.write_bytes(torn.read_bytes()[:-40])
@@ -91,11 +108,17 @@ def test_running_again_computes_what_is_missing_or_damaged_to_the_same_bytes(wor
     assert contents(predicted) == before
 
 
-def test_other_shards_or_weights_are_another_plan(world: World, predicted: Path, tmp_path: Path) -> None:
+def test_other_shards_or_weights_are_another_plan(
+    world: World, predicted: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
     both = predict(settings(world, splits=("train", "validation")), dry_run=True, report=lambda _: None)
-    elsewhere = make_world(tmp_path)
+    other = str(keep_model(tmp_path / "other", world.manifest, MODEL, run_id="other"))
     assert both != predicted
-    assert predict(settings(elsewhere), dry_run=True, report=lambda _: None).name != predicted.name
+    for options in ({"splits": ("train", "validation")}, {"model": other}):
+        with pytest.raises(UserError) as error:
+            predict(settings(world, name=predicted.name, **options), dry_run=True, report=lambda _: None)
+        one_line(error, str(predicted), "another model", "other shards", "--name")
+    assert predict(settings(world, model=other), dry_run=True, report=lambda _: None).name != predicted.name
     assert not both.exists()
 
 
@@ -114,7 +137,9 @@ def test_a_damaged_shard_is_named_and_the_others_are_kept(
     one_line(error, "part-00001.parquet", "damaged")
 
 
-def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, tmp_path: Path) -> None:
+def test_shards_from_anywhere_but_a_test_split(
+    world: World, ray_cluster: None, without_actors: None, tmp_path: Path
+) -> None:
     sessions = world.sessions["train"][:2]
     schema = arrow_schema(world.manifest.dimensions, quality=False)
     write_rows(tmp_path / "new" / "monday.parquet", sessions, schema)
@@ -134,9 +159,13 @@ def test_shards_from_anywhere_but_a_test_split(world: World, ray_cluster: None, 
         ({"data": None, "shards": "{data}/nowhere"}, ["no folder"]),
         ({"data": None, "shards": "{runs}"}, ["no shards"]),
         ({"data": None, "shards": "{strange}"}, ["{'audio': 2}", "'visual': 4"]),
+        ({"data": None, "shards": "{slow}"}, ["monday.parquet has steps of 2 s", "trained on steps of 1 s"]),
+        ({"data": "{scaled}"}, ["protocol.normalise=session", "trained on data with protocol.normalise=none"]),
+        ({"data": None, "shards": "{scaled}/validation"}, ["protocol.normalise=session", "protocol.normalise=none"]),
         ({"data": "{data}/nowhere"}, ["dataset.json", "jobs/prepare.py"]),
         ({"model": "models:/live-tests@champion"}, ["champion"]),
         ({"name": "../evil"}, ["not allowed"]),
+        ({"name": "live"}, ["holds no predictions (model)", "--name"]),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_computed(
@@ -144,7 +173,12 @@ def test_mistakes_are_one_line_before_anything_is_computed(
 ) -> None:
     strange = arrow_schema({"audio": 2}, quality=False)
     pq.write_table(strange.empty_table(), tmp_path / "strange.parquet")
+    slow = [replace(session, step_seconds=2.0) for session in world.sessions["train"][:2]]
+    write_rows(tmp_path / "slow" / "monday.parquet", slow, arrow_schema(world.manifest.dimensions, quality=False))
+    write_manifest(world.manifest.model_copy(update={"protocol": {"normalise": "session"}}), tmp_path / "scaled")
+    (tmp_path / "scaled" / "validation").mkdir()
     places = {"data": world.data, "runs": world.runs, "strange": tmp_path}
+    places |= {name: tmp_path / name for name in ("slow", "scaled")}
     filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
     arguments = [f"{key}={_yaml(value)}" for key, value in ({"data": str(world.data)} | filled).items()]
     before = results(world)
@@ -170,3 +204,15 @@ def test_no_session_of_the_store_is_left_out_or_mixed_up(world: World) -> None:
     table = predictions(loaded, store)
     assert table.num_rows == int(store.lengths.sum())
     assert table["session_id"].to_pylist() == list(np.repeat(store.session_ids, store.lengths))
+
+
+def test_features_that_the_model_has_no_answer_to_are_named(world: World, one_line: Callable[..., None]) -> None:
+    store = load_selection_split(world.data, world.manifest, "train")
+    block = store.blocks[1]
+    audio = block.features["audio"].copy()
+    audio[block.starts[2] + 1] = 1e38
+    present = {name: np.ones_like(mask) for name, mask in block.present.items()}
+    huge = replace(block, features={**block.features, "audio": audio}, present=present)
+    with pytest.raises(UserError) as error:
+        predictions(load(kept_model(world.model)), SessionStore([store.blocks[0], huge]))
+    one_line(error, f"session '{block.session_ids[2]}'", "step 1: audio 1e+38", "too large")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.serving.parts import World, make_world
+from tests.serving.parts import LATE_FUSION, World, keep_model
 
 from emolab.names import UserError
+from emolab.registry.lookup import kept_model
+from emolab.serving import device
 from emolab.serving.device import ExportSettings, export
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("device"))
+from emolab.serving.models import load
 
 
 def settings(world: World, to: Path, **options: object) -> ExportSettings:
@@ -47,7 +46,18 @@ def test_mistakes_are_one_line(world: World, tmp_path: Path, one_line: Callable[
     with pytest.raises(UserError) as error:
         export(settings(world, world.runs), dry_run=False, report=lambda _: None)
     one_line(error, "exists already", "--to")
-    late = make_world(tmp_path / "late", {"name": "late_fusion", "d_model": 16, "layers": 1, "heads": 2})
+    late = keep_model(tmp_path / "late", world.manifest, LATE_FUSION, run_id="late")
     with pytest.raises(UserError) as error:
-        export(settings(late, tmp_path / "x", model=str(late.model)), dry_run=False, report=lambda _: None)
+        export(settings(world, tmp_path / "x", model=str(late)), dry_run=False, report=lambda _: None)
     one_line(error, "late_fusion", "no streaming form")
+
+
+def test_a_model_of_standardised_sessions_is_not_exported(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None]
+) -> None:
+    loaded = load(kept_model(world.model))
+    scaled = replace(loaded, dataset={**loaded.dataset, "protocol": {"normalise": "session"}})
+    monkeypatch.setattr(device, "load", lambda _: scaled)
+    with pytest.raises(UserError) as error:
+        export(settings(world, tmp_path / "x"), dry_run=True, report=lambda _: None)
+    one_line(error, "protocol.normalise=session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.serving.parts import World, make_world
+from tests.serving.parts import LATE_FUSION, World, keep_model
 
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
@@ -24,27 +26,26 @@ LIMITS = Limits(message_bytes=2000, steps=50, mistakes=5)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("live"))
-
-
-@pytest.fixture(scope="module")
 def loaded(world: World) -> LoadedModel:
     return load(find_model(world.uri, output=world.runs, tracking=TrackingSettings()))
 
 
-def begin(loaded: LoadedModel, **limits: int) -> LiveSession:
-    chosen = {"message_bytes": 2000, "steps": 50, "mistakes": 5} | limits
-    return LiveSession(loaded, loaded.live(None), Limits(**chosen))
+@pytest.fixture(scope="module")
+def begin(loaded: LoadedModel) -> Callable[..., LiveSession]:
+    """Begins a session, with other limits where some are given."""
+    live = loaded.live(None)
+    return lambda **limits: LiveSession(loaded, live, replace(LIMITS, **limits))
 
 
 def message(step: int, **features: Any) -> str:
     return json.dumps({"step": step, "features": features})
 
 
-def test_the_answers_are_those_of_the_model_on_the_whole_session(world: World, loaded: LoadedModel) -> None:
+def test_the_answers_are_those_of_the_model_on_the_whole_session(
+    world: World, loaded: LoadedModel, begin: Callable[..., LiveSession]
+) -> None:
     recorded = recordings(str(world.data), loaded)[0]
-    session, steps = begin(loaded), len(recorded["labels"])
+    session, steps = begin(), len(recorded["labels"])
     said = [
         session.answer(message(t, **{name: rows[t] for name, rows in recorded["features"].items()})).content
         for t in range(steps)
@@ -93,9 +94,9 @@ def test_the_answers_are_those_of_the_model_on_the_whole_session(world: World, l
     ],
 )
 def test_a_bad_message_is_refused_and_changes_nothing(
-    loaded: LoadedModel, text: str | bytes | None, code: str, part: str
+    begin: Callable[..., LiveSession], text: str | bytes | None, code: str, part: str
 ) -> None:
-    session, clean = begin(loaded), begin(loaded)
+    session, clean = begin(), begin()
     for step in range(3):
         if step == 0 or code != "out_of_order":
             reply = session.answer(text)
@@ -106,19 +107,31 @@ def test_a_bad_message_is_refused_and_changes_nothing(
         assert session.answer(good).content == clean.answer(good).content
 
 
+def test_features_that_the_model_has_no_answer_to_are_refused_and_change_nothing(
+    begin: Callable[..., LiveSession],
+) -> None:
+    session, clean = begin(), begin()
+    for step in range(3):
+        reply = session.answer(message(step, text=[1e38, 2.0, 3.0]))
+        assert (reply.content["code"], reply.content["next_step"], reply.close) == ("bad_features", step, None)
+        assert "too large" in reply.content["message"]
+        good = message(step, text=[0.1, 0.2, 0.3 + step])
+        assert session.answer(good).content == clean.answer(good).content
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.one_of(st.text(), st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["step", "features", "audio", "text"]), inner),
 ).map(json.dumps)))  # fmt: skip
-def test_any_text_gets_an_answer(loaded: LoadedModel, text: str) -> None:
-    reply = begin(loaded).answer(text)
+def test_any_text_gets_an_answer(begin: Callable[..., LiveSession], text: str) -> None:
+    reply = begin().answer(text)
     assert reply.content["type"] in ("error", "prediction")
     json.loads(reply.text())
 
 
-def test_steps_are_answered_once_and_in_order(loaded: LoadedModel) -> None:
-    session = begin(loaded)
+def test_steps_are_answered_once_and_in_order(begin: Callable[..., LiveSession]) -> None:
+    session = begin()
     for step in range(3):
         assert session.answer(message(step)).content["type"] == "prediction"
     again = session.answer(message(1)).content
@@ -127,24 +140,52 @@ def test_steps_are_answered_once_and_in_order(loaded: LoadedModel) -> None:
     assert session.answer(message(3)).content["step"] == 3
 
 
-def test_a_session_ends_politely_at_its_limits(loaded: LoadedModel) -> None:
-    session = begin(loaded, steps=2)
+def test_a_session_ends_politely_at_its_limits(begin: Callable[..., LiveSession]) -> None:
+    session = begin(steps=2)
     for step in range(2):
         assert session.answer(message(step)).close is None
     last = session.answer(message(2))
     assert (last.content["code"], last.close) == ("too_many_steps", 1008)
-    clumsy = begin(loaded, mistakes=3)
+    clumsy = begin(mistakes=3)
     closes = [clumsy.answer("x").close for _ in range(2)]
     clumsy.answer(message(0))  # a good message: the count begins anew
     assert closes + [clumsy.answer("x").close for _ in range(3)] == [None, None, None, None, 1008]
 
 
-def test_models_that_cannot_stream_are_named(tmp_path: Path) -> None:
-    ahead = make_world(tmp_path / "ahead", {"name": "cfn_esa", "d_model": 16, "heads": 2})
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"dimensions": {"audio": 6}}, ["'visual': 4", "{'audio': 6}"]),
+        ({"classes": ["low", "high"]}, ["low, middle, high", "low, high"]),
+        ({"step_seconds": 0.5}, ["steps of 1 s", "steps of 0.5 s"]),
+        ({"protocol": {"normalise": "session"}}, ["protocol.normalise=none", "protocol.normalise=session"]),
+    ],
+)
+def test_data_of_another_kind_are_refused(
+    world: World, loaded: LoadedModel, changed: dict[str, Any], parts: list[str], one_line: Callable[..., None]
+) -> None:
+    with pytest.raises(UserError) as error:
+        loaded.check_fit(world.manifest.model_copy(update=changed), Path("elsewhere"))
+    one_line(error, "elsewhere", *parts)
+    fitting = {"step_seconds": 1.0 + 5e-7, "protocol": {"split": "speakers"}, "seed": 9}
+    loaded.check_fit(world.manifest.model_copy(update=fitting), Path("elsewhere"))
+
+
+def test_a_model_of_standardised_sessions_cannot_follow_one_that_is_not_over(
+    loaded: LoadedModel, one_line: Callable[..., None]
+) -> None:
+    scaled = replace(loaded, dataset={**loaded.dataset, "protocol": {"normalise": "session"}})
+    with pytest.raises(UserError) as error:
+        scaled.live(None)
+    one_line(error, "edu_emotionnet", "protocol.normalise=session", "jobs/predict.py")
+
+
+def test_models_that_cannot_stream_are_named(world: World, tmp_path: Path) -> None:
+    cfn_esa: dict[str, object] = {"name": "cfn_esa", "d_model": 16, "heads": 2}
+    ahead = keep_model(tmp_path / "ahead", world.manifest, cfn_esa, run_id="ahead")
     with pytest.raises(UserError, match=r"cfn_esa.*looks ahead"):
-        load(kept_model(ahead.model)).live(None)
-    late = make_world(tmp_path / "late", {"name": "late_fusion", "d_model": 16, "layers": 1, "heads": 2})
-    model = load(kept_model(late.model))
+        load(kept_model(ahead)).live(None)
+    model = load(kept_model(keep_model(tmp_path / "late", world.manifest, LATE_FUSION, run_id="late")))
     with pytest.raises(UserError, match=r"late_fusion.*no window"):
         model.live(4)
     greeting = LiveSession(model, model.live(None), LIMITS).greeting()

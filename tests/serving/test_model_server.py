@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.serving.parts import World, clean_environment, free_port, make_world
+from tests.serving.parts import World, clean_environment, free_port
 
 from emolab.registry.lookup import kept_model
 from emolab.serving.models import load
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, str]]:
-    world, port = make_world(tmp_path_factory.mktemp("mlflow")), free_port()
+def served(world: World) -> Iterator[tuple[World, str]]:
+    port = free_port()
     log = (world.runs / "server.log").open("w")
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "--model-uri", world.uri, "--host",
@@ -49,13 +49,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, st
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(url, timeout=5).read()
             return
         except OSError:
             assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.5)
+            time.sleep(0.1)
     raise TimeoutError(log.read_text()[-3000:])
 
 

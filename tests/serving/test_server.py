@@ -7,28 +7,30 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from tests.conftest import REPOSITORY
-from tests.serving.parts import World, clean_environment, free_port, make_world
+from tests.serving.parts import World, clean_environment, free_port
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.models import load
 from emolab.serving.recordings import recordings
+from emolab.serving.server import ServeSettings, serve_live
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-SESSIONS, IDLE = 3, 4.0
+SESSIONS, IDLE = 3, 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,32 +47,30 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    world = make_world(tmp_path_factory.mktemp("server"))
+def server(world: World, ray_cluster: None) -> Iterator[Server]:
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            [
-                sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", world.uri,
-                "--output", str(world.runs), "--demo", str(world.data), "--port", str(port),
-                "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
-                "cluster.address=local", "cluster.cpus=2",
-            ],
-            env=clean_environment(RAY_TMPDIR=folder), cwd=world.runs,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None and process.stderr is not None
-            for line in process.stdout:
-                if line.startswith("session ws://"):
-                    break
-            else:
-                pytest.fail(process.stderr.read()[-3000:])
-            yield Server(world=world, port=port, process=process)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(60)
+    process = subprocess.Popen(
+        [
+            sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", world.uri,
+            "--output", str(world.runs), "--demo", str(world.data), "--port", str(port),
+            "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
+            f"cluster.address={ray.get_runtime_context().gcs_address}",
+        ],
+        env=clean_environment(), cwd=world.runs,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("session ws://"):
+                break
+        else:
+            pytest.fail(process.stderr.read()[-3000:])
+        yield Server(world=world, port=port, process=process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def ask(client: ClientConnection, message: Any) -> dict[str, Any]:
@@ -168,8 +168,10 @@ def test_a_silent_session_is_closed(server: Server) -> None:
 
 
 def test_a_strangers_page_cannot_open_a_session(server: Server) -> None:
-    with pytest.raises((InvalidStatus, ConnectionClosed)), server.open(origin="http://evil.example") as client:
-        client.recv(timeout=30)
+    for origin in ("http://evil.example", "http://[", "null"):
+        with pytest.raises(InvalidStatus) as refused, server.open(origin=origin) as client:
+            client.recv(timeout=30)
+        assert refused.value.response.status_code == 403
     with server.open(origin=f"http://127.0.0.1:{server.port}") as client:
         assert json.loads(client.recv(timeout=30))["type"] == "session"
 
@@ -187,6 +189,13 @@ def test_the_page_is_whole_and_loads_nothing_from_anywhere(server: Server) -> No
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+COUNT_SOCKETS = """
+window.opened = [];
+document.body.dataset.stage = 'clicked';
+window.WebSocket = class extends WebSocket { constructor(address) { super(address); opened.push(address); } };
+"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path) -> None:
     from tests.serving.browser import browse
@@ -200,17 +209,18 @@ def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path)
         assert tab.evaluate("document.querySelectorAll('#confidence-chart path').length") == 3
         shown = tab.evaluate("[...document.querySelectorAll('#emotions .number')].map(e => Number(e.textContent))")
         assert sum(shown) == pytest.approx(1.0, abs=0.01)
+        tab.evaluate(COUNT_SOCKETS)
+        tab.evaluate("for (let click = 0; click < 3; click++) document.getElementById('play').click()")
+        tab.wait("document.body.dataset.stage === 'done'", seconds=60)
+        assert tab.evaluate("opened.length") == 1  # two clicks came before their recordings: they took no session
         assert tab.errors == []
 
 
-def test_two_servers_do_not_share_a_port(server: Server) -> None:
-    second = subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", str(server.world.model), "--port",
-         str(server.port)],
-        env=clean_environment(), capture_output=True, text=True, timeout=120, cwd=server.world.runs,
-    )  # fmt: skip
-    assert second.returncode == 2
-    assert second.stderr.startswith("error: cannot listen on 127.0.0.1:") and second.stderr.count("\n") == 1
+def test_two_servers_do_not_share_a_port(server: Server, one_line: Callable[..., None]) -> None:
+    second = ServeSettings.model_validate({"model": str(server.world.model), "port": server.port})
+    with pytest.raises(UserError) as error:
+        serve_live(second, dry_run=True, report=lambda _: None)
+    one_line(error, f"cannot listen on 127.0.0.1:{server.port}:")
 
 
 def test_it_ends_cleanly_on_a_signal(server: Server) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from emolab.names import UserError
+from emolab.tracking import sqlite_store
 from emolab.tracking.runs import MLflowTracker, open_tracker
+
+
+@pytest.fixture(autouse=True)
+def in_truth(quick_stores: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests are spared is what is tested here."""
+    monkeypatch.setattr(sqlite_store, "_make", quick_stores)
+
 
 SCRIPT = """
 import sys

@@ -18,7 +18,8 @@ from emolab.checkpoint import MANIFEST
 from emolab.corpora.corpus import Split
 from emolab.names import UserError
 from emolab.robustness.cells import Cell
-from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.manifest import read_manifest
+from emolab.training.made_for import check_made_for
 from emolab.training.train import load_model
 
 SESSIONS_PER_UNIT = 64
@@ -70,7 +71,7 @@ def plan_sweep(
     """Cut a sweep into units.
 
     Raises:
-        UserError: the split is empty or has no labels, or a model was made for other features or classes.
+        UserError: the split is empty or has no labels, or a model was made for other data.
     """
     manifest = read_manifest(data)
     summary = manifest.splits.get(split)
@@ -78,7 +79,7 @@ def plan_sweep(
         raise UserError(f"{data} has no labelled sessions in its {split} split")
     units = []
     for number, folder in enumerate(models):
-        _check_fit(folder, manifest, data)
+        check_made_for(load_model(folder)[1].state["dataset"], manifest, model=str(folder), where=data)
         evaluated = [code_digest(), _digest(folder), manifest.digest, split]
         evaluated += ["bfloat16"] if bfloat16 else []
         evaluated += ["gpu"] if gpus else []  # rounds differently: the parts of a sweep are of one kind
@@ -111,16 +112,6 @@ def code_digest() -> str:
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             digest.update(f"{file.relative_to(source.parent)} {content}\n".encode())
     return digest.hexdigest()
-
-
-def _check_fit(folder: Path, manifest: Manifest, data: Path) -> None:
-    _, saved = load_model(folder)
-    made_for = saved.state["dataset"]
-    if made_for["dimensions"] != manifest.dimensions or made_for["classes"] != manifest.classes:
-        raise UserError(
-            f"{folder} takes {made_for['dimensions']} and tells {', '.join(made_for['classes'])}; "
-            f"{data} has {manifest.dimensions} and {', '.join(manifest.classes)}"
-        )
 
 
 def _digest(folder: Path) -> str:

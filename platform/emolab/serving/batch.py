@@ -1,8 +1,9 @@
 """jobs/predict.py: what a model says of every step of stored sessions, shard by shard on Ray Data actors.
 
-One Parquet file per shard, one row per step. The folder's name is made of all that decides its content (version,
-weights, shards), a file appears whole and says which weights and which shard it comes from: running the same command
-again computes what is missing or damaged, and the bytes do not depend on the number of actors.
+One Parquet file per shard, one row per step. A folder is one prediction's for ever: its record, and without --name its
+name, is made of all that decides its content (version, weights, shards). A file appears whole and says which weights
+and which shard it comes from: running the same command again computes what is missing or damaged, and the bytes do not
+depend on the number of actors.
 
 The test split is not predicted here. It is opened once per model, by a comparison, which records it; predictions of
 it in a file would be a second, unrecorded look. Sessions that were never part of a split are given as a folder.
@@ -28,17 +29,21 @@ from ray.exceptions import RayError
 from emolab import __version__, sealed
 from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
 from emolab.configuration import Settings
-from emolab.locks import holding
+from emolab.corpora.corpus import SPLITS
+from emolab.locks import HOLDER, LOCK, holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import kept_model
 from emolab.serving.media import recorded_corpus, write_recordings
 from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
 from emolab.sessions.loading import Block, SessionStore, ordered_batches
-from emolab.sessions.manifest import FILE_NAME, read_manifest, write_atomically
+from emolab.sessions.manifest import FILE_NAME, canonical_json, read_manifest, write_atomically
 from emolab.sessions.shards import read_rows, sha256
+from emolab.training.made_for import check_steps
 from emolab.training.recipe import TrackingSettings, fingerprint
 
 SESSIONS_PER_BATCH = 16
+RECORD = "prediction.json"
+"""In a folder of predictions: what they are of."""
 
 
 class PredictSettings(Settings):
@@ -124,43 +129,69 @@ def predict(settings: PredictSettings, *, dry_run: bool, report: Callable[[str],
 
 
 def _predict(settings: PredictSettings, loaded: LoadedModel, *, dry_run: bool, report: Callable[[str], None]) -> Path:
-    kept, units = loaded.kept, _plan(settings, loaded)
-    folder = units[0].file.parent
+    kept, (folder, record, units) = loaded.kept, _plan(settings, loaded)
     missing = [unit for unit in units if not unit.done()]
     report(
         f"{kept.name} ({kept.digest[:16]}): {len(units)} shards, {len(units) - len(missing)} done, of "
-        f"{_source(settings)}, into {folder}"
+        f"{_source(settings, loaded)}, into {folder}"
     )
     if dry_run or not missing:
         return folder
     with connected(settings.cluster), holding(folder, what="prediction"):
         require({"CPU": 1.0}, purpose="batch prediction")
+        _check_own(folder, record)  # once more: now it is held
+        write_atomically(folder / RECORD, record.encode())
         for number, row in enumerate(_run(missing, kept.folder, settings.actors), start=1):
             report(f"shard {number} of {len(missing)}: {row['sessions']} sessions, {row['steps']} steps")
     report(f"tables  {folder} ({len(units)} Parquet file{'s' * (len(units) != 1)}, a row per step)")
     return folder
 
 
-def _source(settings: PredictSettings) -> str:
-    """What is predicted, and why it is not all of a data set."""
+def _source(settings: PredictSettings, loaded: LoadedModel) -> str:
+    """What is predicted, and why it is not all of a data set; of shards from anywhere, what cannot be checked."""
     if settings.data is None:
-        return str(settings.shards)
+        unknown = loaded.scales_sessions and settings.manifest is None
+        rule = " (their features have to be standardised over each session, as the model's were)" if unknown else ""
+        return f"{settings.shards}{rule}"
     splits = [*dict.fromkeys(settings.splits)]
     named = f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of {settings.data}"
     return f"{named} (the test split is opened once, by jobs/compare.py, which records it)"
 
 
-def _plan(settings: PredictSettings, loaded: LoadedModel) -> list[Unit]:
+def _plan(settings: PredictSettings, loaded: LoadedModel) -> tuple[Path, str, list[Unit]]:
+    """The folder of the results, what its record says, and the work."""
     shards = _of_data_set(settings, loaded) if settings.data else _of_folder(Path(settings.shards or ""), loaded)
     if not shards:
         raise UserError(f"there are no shards to predict in {settings.data or settings.shards}")
-    content = [__version__, loaded.kept.digest, *(f"{name} {digest}" for name, _, digest in shards)]
-    name = settings.name or f"predictions-{loaded.kept.name}-{fingerprint({'content': content})}"
-    folder = contained(Path(settings.output).resolve(), name, what="name")
-    return [
+    identity = {
+        "version": __version__,
+        "model": loaded.kept.digest,
+        "shards": {name: digest for name, _, digest in shards},
+    }
+    name = settings.name or f"predictions-{loaded.kept.name}-{fingerprint(identity)}"
+    folder, record = contained(Path(settings.output).resolve(), name, what="name"), canonical_json(identity)
+    _check_own(folder, record)
+    units = [
         Unit(shard=path, digest=digest, file=contained(folder, file, what="shard"), model=loaded.kept.digest)
         for file, path, digest in shards
     ]
+    return folder, record, units
+
+
+def _check_own(folder: Path, record: str) -> None:
+    """Refuse a folder that holds anything but a part of these predictions: the rest would pass for one of theirs."""
+    found = folder / RECORD
+    if not found.exists():
+        strangers = sorted({each.name for each in folder.glob("[!.]*")} - {LOCK, HOLDER})
+        if strangers:
+            raise UserError(
+                f"{folder} is not empty and holds no predictions ({strangers[0][:60]}): choose another --name"
+            )
+    elif found.read_text(encoding="utf-8", errors="replace") != record:
+        raise UserError(
+            f"{folder} holds predictions by another model or release, or of other shards: choose another --name, or "
+            "move it away"
+        )
 
 
 def _of_data_set(settings: PredictSettings, loaded: LoadedModel) -> list[tuple[str, Path, str]]:
@@ -178,22 +209,29 @@ def _of_folder(folder: Path, loaded: LoadedModel) -> list[tuple[str, Path, str]]
         raise UserError(f"{folder} is the test split of a data set: it is opened once, by jobs/compare.py")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
+    if folder.name in SPLITS and (folder.parent / FILE_NAME).exists():
+        loaded.check_fit(read_manifest(folder.parent), folder)
     files = sorted(folder.glob("*.parquet"))
     for file in files:
-        widths = _widths(file)
+        widths, steps = _widths_and_steps(file)
         if widths != dict(loaded.dimensions):
             raise UserError(f"{file} has features {widths}, the model takes {dict(loaded.dimensions)}")
+        for step_seconds in steps:
+            check_steps(loaded.dataset, step_seconds, model="the model", where=file)
     return [(file.name, file, sha256(file)) for file in files]
 
 
-def _widths(file: Path) -> dict[str, int]:
-    """Modality -> number of features, from a shard's metadata."""
+def _widths_and_steps(file: Path) -> tuple[dict[str, int], set[float]]:
+    """Modality -> number of features, from a shard's metadata; seconds of a step, of its sessions."""
     try:
-        metadata = pq.read_schema(file).metadata or {}
+        table = pq.read_table(file, columns=["step_seconds"])
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"shard {file} cannot be read ({' '.join(str(error).split())[:120]})") from None
+    metadata = table.schema.metadata or {}
     named = (re.fullmatch(rb"emolab\.dimension\.(\w+)", key) for key in metadata)
-    return {match[1].decode(): int(metadata[match[0]]) for match in named if match}
+    return {match[1].decode(): int(metadata[match[0]]) for match in named if match}, {
+        *table["step_seconds"].drop_null().to_pylist()
+    }
 
 
 def _run(units: Sequence[Unit], model: Path, actors: int | None) -> Iterator[dict[str, Any]]:
@@ -241,7 +279,11 @@ class Predictor:
 
 @torch.inference_mode()
 def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
-    """One row per step of every session, in the order of the store."""
+    """One row per step of every session, in the order of the store.
+
+    Raises:
+        UserError: an answer is not finite, naming the session and the step with its largest feature.
+    """
     names = list(loaded.dimensions)
     parts: dict[str, list[Any]] = {"probability": [], "confidence": [], "present": []}
     for indices in ordered_batches(len(store), SESSIONS_PER_BATCH):
@@ -252,6 +294,9 @@ def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
         if said.confidence is not None:
             parts["confidence"].append(said.confidence[real].numpy())
     probability = np.concatenate(parts["probability"])
+    broken = ~np.isfinite(probability).all(axis=1)
+    if broken.any():
+        raise _unanswerable(store, int(np.repeat(np.arange(len(store)), store.lengths)[broken][0]))
     columns: dict[str, Any] = {
         "session_id": np.repeat(store.session_ids, store.lengths),
         "step": np.concatenate([np.arange(length, dtype=np.int32) for length in store.lengths]),
@@ -263,3 +308,18 @@ def predictions(loaded: LoadedModel, store: SessionStore) -> pa.Table:
         columns |= {f"confidence.{name}": confidence[:, m] for m, name in enumerate(names)}
     present = np.concatenate(parts["present"])
     return pa.table(columns | {f"present.{name}": present[:, m] for m, name in enumerate(names)})
+
+
+def _unanswerable(store: SessionStore, index: int) -> UserError:
+    """About a session with an answer that is not finite: in a forward pass one step's features can spoil any step."""
+    batch = store.batch([index])
+    sizes = {
+        name: np.abs(np.where(batch.present[name][0, :, None], values[0], 0.0)).max(axis=1)
+        for name, values in batch.features.items()
+    }
+    name = max(sizes, key=lambda modality: sizes[modality].max())
+    step = int(sizes[name].argmax())
+    return UserError(
+        f"session {store.session_ids[index]!r}: the model has no answer, as features are too large for float32 "
+        f"(the largest at step {step}: {name} {sizes[name][step]:.3g})"
+    )

@@ -56,12 +56,14 @@ def export(settings: ExportSettings, *, dry_run: bool, report: Callable[[str], N
     """Write the folder; returns what ``model.json`` says.
 
     Raises:
-        UserError: no such model, one that has no streaming form, data that does not fit, or a folder that exists.
+        UserError: no such model, one that has no streaming form or cannot follow live sessions, data that does not
+            fit, or a folder that exists.
     """
     kept = find_model(settings.model, output=Path(settings.output), tracking=settings.tracking)
     loaded, target = load(kept), Path(settings.to)
     if not isinstance(loaded.model, EduEmotionNet):
         raise UserError(f"model {kept.name!r} has no streaming form to export: edu_emotionnet and its ablations have")
+    loaded.live(settings.window)  # a device follows sessions under way: what cannot do that here cannot do it there
     if target.exists():
         raise UserError(f"{target} exists already: choose another --to")
     sessions, compared = _sessions(settings, loaded)

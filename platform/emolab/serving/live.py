@@ -81,7 +81,7 @@ class LiveSession:
             content = self._step(message)
         except RefusedError as error:
             self._mistakes += 1
-            last = error.code in ("too_many_steps", "broken") or self._mistakes >= self._limits.mistakes
+            last = error.code == "too_many_steps" or self._mistakes >= self._limits.mistakes
             return Reply(
                 content=refusal(error.code, str(error), next_step=self._stream.steps), close=POLICY if last else None
             )
@@ -99,8 +99,6 @@ class LiveSession:
             said = self._stream.step(features)
         except ValueError as error:
             raise RefusedError("bad_features", str(error)) from None
-        if not said.probabilities.isfinite().all():
-            raise RefusedError("broken", "the model's answer is not finite: open another session")
         return self._prediction(step, features, said)
 
     def _prediction(self, step: int, features: Mapping[str, Tensor | None], said: StepPrediction) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from emolab.sessions.manifest import canonical_json, write_atomically
 from emolab.sessions.preparation import PrepareSettings, read_recordings
 from emolab.sessions.protocol import normalised
 from emolab.sessions.schema import Session
-from emolab.sessions.shards import write_rows
+from emolab.sessions.shards import sha256, write_rows
 from emolab.sessions.work import Finished, WorkFolder, session_schema
 from emolab.training.recipe import fingerprint
 
 RECORD = "recordings.json"
-"""Written last: which recordings the shards hold, and in which state they were."""
+"""Written last: which recordings the shards hold and in which state they were, and the digests of the shards."""
 
 
 def recorded_corpus(manifest: str, options: Mapping[str, Any], loaded: LoadedModel) -> Corpus:
@@ -66,7 +66,10 @@ def write_recordings(
     stall_seconds: float,
     report: Callable[[str], None],
 ) -> Path:
-    """Read all recordings and write them as shards; Ray must be connected. Running again reads only what is new.
+    """Read all recordings and write them as shards; Ray must be connected.
+
+    Running again finds whole shards of the same recordings and reads nothing; where a shard is missing or damaged, all
+    recordings are read again, which gives the same bytes.
 
     Returns:
         The folder of the shards.
@@ -76,9 +79,8 @@ def write_recordings(
     """
     references = corpus.references()
     key = {"options": corpus.options(), "sessions": [(each.session_id, corpus.input_key(each)) for each in references]}
-    content = canonical_json(key)
     folder = contained(output.resolve(), f"recordings-{fingerprint({'options': corpus.options()})}", what="name")
-    if (folder / RECORD).exists() and (folder / RECORD).read_text(encoding="utf-8") == content:
+    if _whole(folder, key):
         return folder
     work = WorkFolder(folder)
     screened = screen(corpus, references)
@@ -86,18 +88,31 @@ def write_recordings(
         finished, _ = read_recordings(
             corpus, screened, work, folder, max_refused=max_refused, stall_seconds=stall_seconds, report=report
         )
+        (folder / RECORD).unlink(missing_ok=True)  # first: it never speaks of shards that are not there
         for old in folder.glob("*.parquet"):
             old.unlink()
         chosen = [each for each in references if each.session_id in finished]
-        scaled = loaded.dataset.get("protocol", {}).get("normalise") == "session"
+        shards: dict[str, str] = {}
         for start in range(0, len(chosen), shard_sessions):
-            sessions = list(_sessions(work, finished, chosen[start : start + shard_sessions], scaled=scaled))
+            sessions = list(
+                _sessions(work, finished, chosen[start : start + shard_sessions], scaled=loaded.scales_sessions)
+            )
             path = folder / f"part-{start // shard_sessions:05d}.parquet"
-            write_rows(path, sessions, session_schema(corpus))
-        write_atomically(folder / RECORD, content.encode())
+            shards[path.name] = write_rows(path, sessions, session_schema(corpus))
+        write_atomically(folder / RECORD, canonical_json({**key, "shards": shards}).encode())
         work.remove()
     report(f"{len(chosen)} of {len(references)} recordings read into {folder}")
     return folder
+
+
+def _whole(folder: Path, key: Mapping[str, Any]) -> bool:
+    """Whether a folder holds these recordings in the shards that were written, all of them and no other."""
+    try:
+        record = (folder / RECORD).read_text(encoding="utf-8")
+        shards = {path.name: sha256(path) for path in folder.glob("*.parquet")}
+    except (OSError, ValueError):
+        return False
+    return record == canonical_json({**key, "shards": shards})
 
 
 def _sessions(

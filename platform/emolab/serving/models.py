@@ -16,6 +16,7 @@ from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.sessions.manifest import Manifest
 from emolab.tracking.runs import existing_tracker
+from emolab.training.made_for import check_made_for, normalisation
 from emolab.training.recipe import TrackingSettings
 from emolab.training.train import load_model
 
@@ -47,28 +48,37 @@ class LoadedModel:
     dataset: Mapping[str, Any]
     """Manifest of the data set that it was trained on."""
 
+    @property
+    def scales_sessions(self) -> bool:
+        """Whether it takes features that were standardised over the session they belong to."""
+        return normalisation(self.dataset) == "session"
+
     def live(self, window: int | None) -> StreamingModel:
         """Its streaming form.
 
         Raises:
             UserError: the model cannot stream, or not with a window.
         """
+        # Mean and deviation of a session are known when it is over; those of its beginning would be other features
+        # than the model has seen, and so are raw ones.
+        if self.scales_sessions:
+            raise UserError(
+                f"{self.kept.name} was trained on features standardised over whole sessions "
+                "(protocol.normalise=session), which those of a session under way cannot be: train it on data prepared "
+                "without that, or ask it about finished sessions with jobs/predict.py"
+            )
         try:
             return streaming(self.kept.name, self.model, dimensions=self.dimensions, window=window)
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def check_fit(self, manifest: Manifest, where: Path) -> None:
-        """Refuse a data set with other features or classes.
+        """Refuse a data set with other features, classes, steps or scaling.
 
         Raises:
             UserError: naming both sides.
         """
-        if dict(self.dimensions) != manifest.dimensions or self.classes != tuple(manifest.classes):
-            raise UserError(
-                f"the model takes {dict(self.dimensions)} and tells {', '.join(self.classes)}; "
-                f"{where} has {manifest.dimensions} and {', '.join(manifest.classes)}"
-            )
+        check_made_for(self.dataset, manifest, model="the model", where=where)
 
 
 def load(kept: KeptModel) -> LoadedModel:

@@ -62,6 +62,16 @@ class ServeSettings(Settings):
         return Limits(message_bytes=self.message_bytes, steps=self.steps, mistakes=self.mistakes)
 
 
+def is_foreign(origin: str | None, host: str | None) -> bool:
+    """Whether a browser says that a page from elsewhere wants to connect; clients that are no browser say nothing."""
+    if not origin:
+        return False
+    try:
+        return urlsplit(origin).netloc != host
+    except ValueError:  # no address at all
+        return True
+
+
 app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 # `ingress` copies the routes, and with them the names that the class below may use: those above it, and no later ones.
 
@@ -99,8 +109,7 @@ class LiveService:
 
     @app.websocket("/session")
     async def session(self, socket: WebSocket) -> None:
-        origin = socket.headers.get("origin")
-        if origin and urlsplit(origin).netloc != socket.headers.get("host"):
+        if is_foreign(socket.headers.get("origin"), socket.headers.get("host")):
             await socket.close(POLICY)  # a stranger's page in somebody's browser
             return
         await socket.accept()
