@@ -33,7 +33,7 @@ from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.catalog import corruptions
 from emolab.robustness.suites import expand, parse_suite
 from emolab.robustness.tally import Tally
-from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
+from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
 from emolab.studies import test_split as opening
 from emolab.studies.bootstrap import Interval
 from emolab.studies.comparison_settings import MODELS
@@ -372,14 +372,13 @@ def test_another_process_may_be_faster_to_fetch_a_model(
 
 def changed(data: Path, folder: Path, **changes: Any) -> Path:
     """A manifest like the data set's but for some of its values; planning reads nothing else."""
-    values = json.loads((data / FILE_NAME).read_text()) | changes
-    folder.mkdir(parents=True)
-    (folder / FILE_NAME).write_text(json.dumps(values))
+    values = read_manifest(data).model_dump(mode="json") | changes
+    write_manifest(Manifest.model_validate(values), folder)
     return folder
 
 
 def splits_of(data: Path, **changes: Any) -> dict[str, Any]:
-    splits = json.loads((data / FILE_NAME).read_text())["splits"]
+    splits = read_manifest(data).model_dump(mode="json")["splits"]
     return splits | {"test": splits["test"] | changes}
 
 
