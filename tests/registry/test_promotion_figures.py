@@ -18,12 +18,12 @@ COUNTS = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
 """Nobody is bored, and nobody is taken to be."""
 
 
-def tested() -> evidence.Tested:
+def evaluated() -> evidence.Tested:
     sessions = SessionResults(
         classes=("confused", "curious", "bored"), modalities=("audio",), session_ids=("s",), speaker_ids=("p",),
         steps=np.array([20]), confusion=COUNTS[None], confidence=None,
     )  # fmt: skip
-    return evidence.Tested(sessions=sessions, openings=1, opened="", opened_by="")
+    return evidence.Tested(sessions=sessions, openings=1, opened="", opened_by="", committed="true")
 
 
 def judged(**known: Any) -> Any:
@@ -37,10 +37,10 @@ def judged(**known: Any) -> Any:
 
 
 def test_a_class_without_steps_has_no_recall_and_no_precision() -> None:
-    figure = recalls(judged(tested=tested()))
+    figure = recalls(judged(tested=evaluated()))
     assert figure is not None
     assert b">0.80<" in figure and b">no steps<" in figure and b">0.00<" not in figure
-    assert [shown(value) for value in _by_class(tested()).rows[2]] == ["bored", "0", "–", "–", ""]
+    assert [shown(value) for value in _by_class(evaluated()).rows[2]] == ["bored", "0", "–", "–", ""]
 
 
 def test_the_line_at_the_mean_says_so() -> None:
