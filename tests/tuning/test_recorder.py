@@ -94,6 +94,29 @@ def test_what_a_failing_tracker_missed_is_written_once_by_the_next_call(tmp_path
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_a_trial_that_goes_on_has_every_epoch_although_its_process_died_before_it_told_them(
+    tmp_path: Path, known: int
+) -> None:
+    tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
+    assert isinstance(tracker, MLflowTracker)
+    parent = tracker.start("search").run_id
+    curve = [{"epoch": float(epoch), METRIC: 0.1 * epoch} for epoch in (1, 2, 3)]
+    first = TrialRecorder(tracker, parent)
+    first.began(0, {"model.dropout": 0.1})
+    first.epochs(0, curve[:known])
+    first.close()
+    second = TrialRecorder(tracker, parent)
+    second.resumed(0, {"model.dropout": 0.1}, curve[:2])
+    second.epochs(0, curve[2:])
+    second.close()
+    assert second.trouble == ""
+    (run_id,) = tracker.children(parent)
+    history = tracker.client.get_metric_history(run_id, METRIC)
+    assert sorted((point.step, point.value) for point in history) == [(int(p["epoch"]), p[METRIC]) for p in curve]
+
+
+@pytest.mark.fault
 def test_a_slow_tracker_does_not_hold_up_the_search(tmp_path: Path) -> None:
     tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
     assert isinstance(tracker, MLflowTracker)

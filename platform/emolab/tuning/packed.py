@@ -119,7 +119,7 @@ class PackedTrials:
         for draw, curve, value in paused:
             self._running[draw.number] = _Trial(draw=draw, started=time.perf_counter(), curve=curve, value=value)
             self._halving.pause(draw.number, len(curve), value)
-            self._recorder.resumed(draw.number, draw.parameters)
+            self._recorder.resumed(draw.number, draw.parameters, curve)
         self._end_hopeless()
 
     def _decide(self, answered: Sequence[Process]) -> bool:

@@ -63,9 +63,14 @@ class TrialRecorder:
         curves = {record.number: (record, study.curves(record.number)) for record in study.records()}
         self._add(None, lambda: self._complete(curves))
 
-    def resumed(self, number: int, parameters: Mapping[str, Any]) -> None:
-        """A trial that an earlier process has begun goes on; after ``catch_up``, which has closed its run."""
-        self._add(number, lambda: self._resume(number, parameters))
+    def resumed(self, number: int, parameters: Mapping[str, Any], curve: Sequence[Mapping[str, float]]) -> None:
+        """A trial that an earlier process has begun goes on; after ``catch_up``, which has closed its run.
+
+        Args:
+            curve: metrics of its epochs so far, the last of which that process may not have come to tell.
+        """
+        written = list(curve)  # the trial's own goes on
+        self._add(number, lambda: self._resume(number, parameters, written))
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -96,13 +101,14 @@ class TrialRecorder:
         self._runs[number] = run
         return run
 
-    def _resume(self, number: int, parameters: Mapping[str, Any]) -> None:
+    def _resume(self, number: int, parameters: Mapping[str, Any], curve: Sequence[Mapping[str, float]]) -> None:
         runs = self._tracker.find(self._tag, str(number), parent=self._parent)
-        if not runs:
+        if runs:
+            self._runs[number] = run = self._tracker.resume(runs[0])
+            run.set_tags({"emolab.trial_state": _RUNNING})
+        else:
             self._begin(number, parameters)
-            return
-        self._runs[number] = run = self._tracker.resume(runs[0])
-        run.set_tags({"emolab.trial_state": _RUNNING})
+        self._log(number, curve)
 
     def _log(self, number: int, metrics: Sequence[Mapping[str, float]]) -> None:
         for point in metrics:
