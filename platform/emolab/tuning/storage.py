@@ -27,9 +27,6 @@ from emolab.names import UserError
 from emolab.tuning.study_file import check_study_file, damaged
 from emolab.tuning.study_tables import StoredTrial, bring, storable, stored
 
-_IDLE_SECONDS = 5.0
-"""The writer outlives the pauses between decisions: a new thread for every decision costs a millisecond each."""
-
 
 class WriteBehindStorage(InMemoryStorage):
     """One study. Its database is opened, and read whole, when this object is made."""
@@ -169,18 +166,13 @@ class WriteBehindStorage(InMemoryStorage):
         number = self.get_trial_number_from_id(trial_id)
         with self._condition:
             self._changed.add(number)
-            self._condition.notify_all()
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_changed, name="study-writer", daemon=True)
                 self._writer.start()
 
     def _write_changed(self) -> None:
-        """The thread: it ends when there has been nothing to write for a while."""
+        """The thread: it ends when there is nothing left to write."""
         while True:
-            with self._condition:
-                if not self._condition.wait_for(lambda: self._changed, timeout=_IDLE_SECONDS):
-                    self._writer = None
-                    return
             with self._gate, self._condition:
                 numbers, self._changed = sorted(self._changed), set()
                 self._writing = frozenset(numbers)
@@ -192,7 +184,7 @@ class WriteBehindStorage(InMemoryStorage):
             with self._condition:
                 self._writing = frozenset()
                 self._condition.notify_all()
-                if self._error is not None:
+                if self._error is not None or not self._changed:
                     self._writer = None
                     return
 
