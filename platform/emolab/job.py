@@ -49,7 +49,7 @@ def run_job(job: Callable[[], None]) -> NoReturn:
         sys.stderr.write(f"error: {mistake}\n")
         sys.exit(2)
     finally:
-        # Python looks for garbage among all objects once more when it ends: seconds, with PyTorch and MLflow imported.
+        # Python looks for garbage among all objects once more when it ends: over a second, with PyTorch and MLflow.
         gc.freeze()
     sys.exit(0)
 

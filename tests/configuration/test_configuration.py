@@ -88,7 +88,7 @@ def test_a_failure_that_is_no_mistake_of_the_user_keeps_its_traceback() -> None:
 
 
 def test_a_job_ends_without_a_last_search_for_garbage() -> None:
-    """Which would take longer than all else that a short job does."""
+    """Which takes more than a second among the objects of PyTorch and MLflow."""
     gc.unfreeze()
     with pytest.raises(SystemExit):
         run_job(lambda: None)
