@@ -43,6 +43,8 @@ class WriteBehindStorage(InMemoryStorage):
         super().__init__()
         self.url = url
         self._gate = threading.RLock()
+        self._blocks = 0
+        """Blocks of `together` that have not ended: they begin the writing, after work has been given out in them."""
         self._condition = threading.Condition()
         self._changed: set[int] = set()
         self._writing: frozenset[int] = frozenset()
@@ -83,9 +85,15 @@ class WriteBehindStorage(InMemoryStorage):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What happens in the block reaches the database at once."""
+        """What happens in the block reaches the database at once, and nothing of it before the block has ended."""
         with self._gate:
-            yield
+            self._blocks += 1
+            try:
+                yield
+            finally:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._write_behind()
 
     @contextmanager
     def seen_as_pruned(self, numbers: Collection[int]) -> Iterator[None]:
@@ -166,7 +174,13 @@ class WriteBehindStorage(InMemoryStorage):
         number = self.get_trial_number_from_id(trial_id)
         with self._condition:
             self._changed.add(number)
-            if self._writer is None:
+        if not self._blocks:
+            self._write_behind()
+
+    def _write_behind(self) -> None:
+        """See to it that what has changed is being written."""
+        with self._condition:
+            if self._changed and self._writer is None:
                 self._writer = threading.Thread(target=self._write_changed, name="study-writer", daemon=True)
                 self._writer.start()
 
