@@ -11,17 +11,17 @@ command again goes on where it stopped; more models or seeds are added to what i
 
 import sys
 
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.studies.comparison import compare
+    from emolab.invocation import read_invocation
     from emolab.studies.comparison_settings import CompareSettings, with_default_preset
 
-    imports_done()
-    settings, dry_run = parse(CompareSettings, with_default_preset(sys.argv[1:]), description=__doc__ or "")
-    compare(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+    invocation = read_invocation(CompareSettings, __doc__, arguments=with_default_preset(sys.argv[1:]))
+    from emolab.studies.comparison import compare
+
+    invocation.run(compare)
 
 
 if __name__ == "__main__":

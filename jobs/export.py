@@ -4,18 +4,17 @@ python jobs/export.py --model models:/edu-emotionnet@champion --to exported --da
 python jobs/export.py --model runs/my-run --to exported --window 120
 """
 
-import sys
-
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.serving.device import ExportSettings, export
+    from emolab.invocation import read_invocation
+    from emolab.serving.settings import ExportSettings
 
-    imports_done()
-    settings, dry_run = parse(ExportSettings, sys.argv[1:], description=__doc__ or "")
-    export(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+    invocation = read_invocation(ExportSettings, __doc__)
+    from emolab.serving.device import export
+
+    invocation.run(export)
 
 
 if __name__ == "__main__":

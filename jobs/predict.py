@@ -6,18 +6,17 @@ python jobs/predict.py --model models:/edu-emotionnet/3 --shards recorded/shards
 python jobs/predict.py --model models:/edu-emotionnet@champion --manifest new.csv options.visual.weights=resnet18.pth
 """
 
-import sys
-
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.serving.batch import PredictSettings, predict
+    from emolab.invocation import read_invocation
+    from emolab.serving.settings import PredictSettings
 
-    imports_done()
-    settings, dry_run = parse(PredictSettings, sys.argv[1:], description=__doc__ or "")
-    predict(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+    invocation = read_invocation(PredictSettings, __doc__)
+    from emolab.serving.batch import predict
+
+    invocation.run(predict)
 
 
 if __name__ == "__main__":

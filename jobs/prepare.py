@@ -6,24 +6,17 @@ python jobs/prepare.py --corpus media --manifest sessions.csv --output data/mine
 python jobs/prepare.py --preset smoke
 """
 
-import sys
-
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.sessions.shards import describe
-    from emolab.studies.preparation import PreparationSettings, prepare_and_report
+    from emolab.invocation import read_invocation
+    from emolab.studies.preparation_settings import PreparationSettings
 
-    imports_done()
-    settings, dry_run = parse(PreparationSettings, sys.argv[1:], description=__doc__ or "")
-    if dry_run:
-        corpus = settings.build()
-        corpus.provenance()  # weights that are missing are told now
-        print(f"would write {len(corpus.references())} sessions of {corpus.name} to {settings.output}")
-        return
-    print(describe(prepare_and_report(settings, report=lambda line: print(line, flush=True))))
+    invocation = read_invocation(PreparationSettings, __doc__)
+    from emolab.studies.preparation import prepare_and_describe
+
+    invocation.run(prepare_and_describe)
 
 
 if __name__ == "__main__":

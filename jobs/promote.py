@@ -14,18 +14,19 @@ was decided: a mistake of yours in one line, or another promotion was at work or
 
 import sys
 
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.registry.promotion import PromoteSettings, promote, roll_back
+    from emolab.invocation import read_invocation
+    from emolab.registry.settings import PromoteSettings
 
-    imports_done()
-    settings, dry_run = parse(PromoteSettings, sys.argv[1:], description=__doc__ or "")
-    if settings.rollback:
-        roll_back(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
-    elif not promote(settings, dry_run=dry_run, report=lambda line: print(line, flush=True)).passed:
+    invocation = read_invocation(PromoteSettings, __doc__)
+    from emolab.registry.promotion import promote, roll_back
+
+    if invocation.settings.rollback:
+        invocation.run(roll_back)
+    elif not invocation.run(promote).passed:
         sys.exit(1)
 
 

@@ -4,19 +4,17 @@ python jobs/report.py --run 0123456789abcdef0123456789abcdef --output report.htm
 python jobs/report.py --run 0123456789abcdef0123456789abcdef --tables tables tracking.uri=http://tracker:5000
 """
 
-import sys
-
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.studies.report import ReportSettings, write_report
+    from emolab.invocation import read_invocation
+    from emolab.studies.report_settings import ReportSettings
 
-    imports_done()
-    settings, dry_run = parse(ReportSettings, sys.argv[1:], description=__doc__ or "")
-    if not dry_run:
-        write_report(settings, report=print)
+    invocation = read_invocation(ReportSettings, __doc__)
+    from emolab.studies.report import write_report
+
+    invocation.run(write_report)
 
 
 if __name__ == "__main__":

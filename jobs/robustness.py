@@ -5,18 +5,17 @@ python jobs/robustness.py --model runs/my-run --suite standard --data data/edusi
 python jobs/robustness.py --model "[COMPARISON_RUN_ID, runs:/OTHER_ID]" --suite paper
 """
 
-import sys
-
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.studies.robustness import RobustnessSettings, robustness
+    from emolab.invocation import read_invocation
+    from emolab.studies.robustness_settings import RobustnessSettings
 
-    imports_done()
-    settings, dry_run = parse(RobustnessSettings, sys.argv[1:], description=__doc__ or "")
-    robustness(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+    invocation = read_invocation(RobustnessSettings, __doc__)
+    from emolab.studies.robustness import robustness
+
+    invocation.run(robustness)
 
 
 if __name__ == "__main__":

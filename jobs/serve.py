@@ -4,18 +4,17 @@ python jobs/serve.py --model models:/edu-emotionnet@champion
 python jobs/serve.py --model runs/my-run --demo data/edusim-small --port 8000 --window 300
 """
 
-import sys
-
-from emolab.job import imports_done, run_job
+from emolab.job import run_job
 
 
 def main() -> None:
-    from emolab.configuration import parse
-    from emolab.serving.server import ServeSettings, serve_live
+    from emolab.invocation import read_invocation
+    from emolab.serving.settings import ServeSettings
 
-    imports_done()
-    settings, dry_run = parse(ServeSettings, sys.argv[1:], description=__doc__ or "")
-    serve_live(settings, dry_run=dry_run, report=lambda line: print(line, flush=True))
+    invocation = read_invocation(ServeSettings, __doc__)
+    from emolab.serving.server import serve_live
+
+    invocation.run(serve_live)
 
 
 if __name__ == "__main__":

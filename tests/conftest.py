@@ -30,6 +30,9 @@ from emolab.sessions.preparation import prepare
 from emolab.sessions.schema import Session
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
+NEEDED = {"predict": ("--data=data",), "report": ("--run=run",)}
+"""Options that a job cannot do without."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import REPOSITORY
+from tests.conftest import JOBS, NEEDED, REPOSITORY
 
 
 def sources(*folders: str) -> list[Path]:
@@ -78,8 +78,32 @@ def test_the_platform_runs_where_only_what_it_depends_on_is_installed() -> None:
         assert "edu-emotionnet-lab" not in source.read_text(encoding="utf-8"), source
 
 
-@pytest.mark.parametrize("settings", ["emolab.training.recipe", "emolab.tuning.settings"])
-def test_a_mistyped_option_of_training_and_tuning_does_not_wait_for_the_libraries_of_later(settings: str) -> None:
-    code = f"import sys, {settings}; print({{'mlflow', 'scipy', 'matplotlib', 'transformers'}} & sys.modules.keys())"
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
+ENDING = ("--help", "--no-such-option", "--preset=smoek")
+"""What ends a command before its work; a job also by a key that there is not, or whose value is wrong."""
+COMMANDS = {
+    f"jobs/{job}.py": (NEEDED.get(job, ()), (*ENDING, "--print-config", "tracking.urj=x", "tracking.enabled=3"))
+    for job in JOBS
+} | {"platform/emolab/__main__.py": (("doctor",), ENDING)}
+LATER = {"fastapi", "matplotlib", "mlflow", "onnxruntime", "pandas", "ray", "scipy", "torchaudio", "transformers"}
+CALLED = """
+import runpy, sys
+
+script, needed, endings, later = {}
+statuses = {{}}
+for ending in endings:
+    sys.argv = [script, *needed, ending]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        statuses[ending] = ended.code
+print(statuses, later & sys.modules.keys())
+"""
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_and_a_mistyped_option_do_not_wait_for_the_libraries_of_the_work(script: str) -> None:
+    needed, endings = COMMANDS[script]
+    code = CALLED.format(repr((str(REPOSITORY / script), needed, endings, LATER)))
+    told = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    expected = {ending: 0 if ending in ("--help", "--print-config") else 2 for ending in endings}
+    assert told.stdout.splitlines()[-1] == f"{expected} set()"

@@ -57,7 +57,10 @@ def deliver_outbox(output: Path, uri: str | None) -> bool:
 
 
 def _doctor(preset: str) -> bool:
-    from emolab.doctor import examine, print_findings
+    from emolab.configuration import check_preset
+
+    check_preset(preset)
+    from emolab.doctor import examine, print_findings  # takes seconds that a mistyped preset need not wait
 
     return print_findings(examine(preset))
 

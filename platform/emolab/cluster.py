@@ -15,19 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import Field
 
-from emolab.configuration import Settings
+from emolab.cluster_settings import ClusterSettings, joins_cluster
 from emolab.names import UserError
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
-
-class ClusterSettings(Settings):
-    """Which Ray to use."""
-
-    address: str = Field(default="auto", description="auto: RAY_ADDRESS, else a local one; local; or host:port")
-    cpus: int | None = Field(default=None, ge=1, description="CPUs of a local cluster; null: all of the machine's")
 
 
 @contextmanager
@@ -149,15 +141,6 @@ def _prepare_environment() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):  # their progress goes to Ray's own log files
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def joins_cluster() -> bool:
-    """Whether ``auto`` joins a cluster rather than starting one.
-
-    Only where RAY_ADDRESS says so, as it does inside a submitted job. Ray's own default also joins whatever cluster
-    it finds on the machine, such as somebody's test, and ends with it.
-    """
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _start_local(settings: ClusterSettings) -> Any:

@@ -174,14 +174,23 @@ def presets() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def read_preset(name: str, settings: type[BaseModel]) -> dict[str, Any]:
-    """Values of a preset, reduced to the sections that a job has.
+def check_preset(name: str) -> None:
+    """Refuse what is no preset.
 
     Raises:
         UserError: no such preset.
     """
     if name not in presets():
         raise UserError(f"unknown preset {name!r}{nearest(name, presets())} (presets: {', '.join(presets())})")
+
+
+def read_preset(name: str, settings: type[BaseModel]) -> dict[str, Any]:
+    """Values of a preset, reduced to the sections that a job has.
+
+    Raises:
+        UserError: no such preset.
+    """
+    check_preset(name)
     text = resources.files("emolab.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     values = load_yaml(text)
     section = getattr(settings, "preset_section", None)

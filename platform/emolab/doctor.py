@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from emolab.cluster import connected, joins_cluster
+from emolab.cluster import connected
+from emolab.cluster_settings import joins_cluster
 from emolab.configuration import read_preset, validate
 from emolab.names import UserError
 from emolab.redaction import redact

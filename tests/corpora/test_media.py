@@ -35,7 +35,8 @@ from emolab.serving.batch import PredictSettings, predict
 from emolab.serving.models import load as load_kept
 from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import read_manifest
-from emolab.sessions.preparation import PrepareSettings
+from emolab.sessions.preparation import make_data_set
+from emolab.sessions.settings import PrepareSettings
 from emolab.tracking.tracker import NoTracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import train
@@ -218,7 +219,7 @@ def test_rendered_recordings_become_shards_train_an_epoch_and_are_predicted(ray_
     render_sessions(folder, sessions=6, speakers=3, seconds=4.0)
     save_resnet(folder / "resnet18.safetensors")
     settings, _ = parse(PrepareSettings, command(folder, output), description="")
-    made = settings.prepare(report=lambda _: None)
+    made = make_data_set(settings, report=lambda _: None)
     assert made == read_manifest(output)
     assert made.dimensions == {"audio": 40, "visual": 512, "text": 384}
     assert sum(split.sessions for split in made.splits.values()) == 6

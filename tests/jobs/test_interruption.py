@@ -6,10 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.conftest import REPOSITORY
+from tests.conftest import JOBS, NEEDED
 from tests.jobs.test_jobs import command
 
-JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
 HOOK = """
 import os, signal, sys
 
@@ -41,7 +40,7 @@ def test_sigterm_during_the_imports_has_its_own_status(tmp_path: Path) -> None:
 
 def interrupted(job: str, library: str, number: signal.Signals, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "sitecustomize.py").write_text(HOOK)
-    call, environment = command(job)
+    call, environment = command(job, *NEEDED.get(job, ()))
     environment |= {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
         "INTERRUPTED_IMPORT": library,

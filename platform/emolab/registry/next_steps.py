@@ -17,7 +17,7 @@ from emolab.registry.judgement import NEED_THE_TEST
 from emolab.registry.verdict import Missing
 from emolab.robustness.suites import expand, load_suite
 from emolab.sessions.manifest import read_manifest
-from emolab.studies.robustness import RobustnessSettings
+from emolab.studies.robustness_settings import RobustnessSettings
 from emolab.studies.test_split import RECORDED
 from emolab.tracking.runs import MLflowTracker
 

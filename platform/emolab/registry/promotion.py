@@ -14,20 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
-from pydantic import Field, model_validator
 
-from emolab.configuration import Settings, to_yaml
+from emolab.configuration import to_yaml
 from emolab.names import UserError, checked_name
 from emolab.registry.aliases import Mark, Move, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
 from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather, paired, untested
-from emolab.registry.gates import SHIPPED, Gates, load_gates
+from emolab.registry.gates import Gates, load_gates
 from emolab.registry.judged import Judged
 from emolab.registry.judgement import NEED_THE_TEST, ROLLED_BACK, judge
 from emolab.registry.lookup import ModelVersion, find_version
 from emolab.registry.measurement import machine, measure
 from emolab.registry.next_steps import next_steps
 from emolab.registry.records import REPLACED, promoted_marks, record_verdict
+from emolab.registry.settings import PromoteSettings
 from emolab.registry.verdict import GateResult, Missing, Verdict
 from emolab.sessions.manifest import read_manifest
 from emolab.studies.test_split import openings
@@ -36,33 +36,8 @@ from emolab.tracking.provenance import code_version
 from emolab.tracking.reasons import reason_of
 from emolab.tracking.runs import MLflowTracker, existing_tracker
 from emolab.tracking.tracker import NoTracker, Run
-from emolab.training.recipe import TrackingSettings
 
 KIND = "promotion"
-
-
-class PromoteSettings(Settings):
-    """A promotion, or its reversal (jobs/promote.py)."""
-
-    model: str = Field(
-        default="models:/edu-emotionnet@challenger", description="the challenger: models:/name@alias or /version"
-    )
-    gates: str = Field(default=SHIPPED, description="default, or a YAML file with every gate")
-    evaluate: str | None = Field(
-        default=None, description="folder of the data set: opens its test split, once, for a model not yet tested"
-    )
-    rollback: bool = Field(default=False, description="put the previous champion back instead")
-    reason: str = Field(default="", max_length=500, description="of a rollback, recorded with it")
-    output: str = Field(default="runs", description="folder for verdicts; the embedded tracker lies there")
-    tracking: TrackingSettings = TrackingSettings()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PromoteSettings:
-        if self.rollback and self.evaluate:
-            raise ValueError("--rollback evaluates nothing: leave out --evaluate")
-        if self.reason and not self.rollback:
-            raise ValueError("--reason belongs to --rollback")
-        return self
 
 
 def promote(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str], None]) -> Verdict:

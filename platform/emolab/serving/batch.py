@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,58 +23,26 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
-from pydantic import Field, model_validator
 from ray.exceptions import RayError
 
 from emolab import __version__, sealed
-from emolab.cluster import ClusterSettings, connected, require, user_error, worker_environment
-from emolab.configuration import Settings
+from emolab.cluster import connected, require, user_error, worker_environment
 from emolab.corpora.corpus import SPLITS
 from emolab.locks import HOLDER, LOCK, holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import kept_model
 from emolab.serving.media import recorded_corpus, write_recordings
-from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
+from emolab.serving.models import LoadedModel, find_model, load
+from emolab.serving.settings import PredictSettings
 from emolab.sessions.loading import Block, SessionStore, ordered_batches
 from emolab.sessions.manifest import FILE_NAME, canonical_json, read_manifest, write_atomically
 from emolab.sessions.shards import read_rows, sha256
 from emolab.training.made_for import check_steps
-from emolab.training.recipe import TrackingSettings, fingerprint
+from emolab.training.recipe import fingerprint
 
 SESSIONS_PER_BATCH = 16
 RECORD = "prediction.json"
 """In a folder of predictions: what they are of."""
-
-
-class PredictSettings(Settings):
-    """Batch prediction (jobs/predict.py)."""
-
-    model: str = Field(default="models:/edu-emotionnet@champion", description=MODEL_HELP)
-    data: str | None = Field(default=None, description="folder made by jobs/prepare.py")
-    splits: tuple[Literal["train", "validation"], ...] = Field(
-        default=("validation",), min_length=1, description="of data; the test split is opened by jobs/compare.py alone"
-    )
-    shards: str | None = Field(default=None, description="instead of data: a folder of session shards (Parquet)")
-    manifest: str | None = Field(
-        default=None, description="instead of data: a table of recordings, as prepare takes it"
-    )
-    options: dict[str, Any] = Field(default={}, description="of the recordings' extractors, as options.key=value")
-    shard_sessions: int = Field(default=64, ge=1, description="recordings per file")
-    max_refused: float = Field(default=0.1, ge=0.0, le=1.0, description="largest share of recordings set aside")
-    stall_seconds: float = Field(default=3600.0, gt=0.0, description="longest time without any finished recording")
-    output: str = Field(default="runs", description="folder of the results, and of the embedded tracker")
-    name: str | None = Field(default=None, description="of the result's folder; null: derived from model and shards")
-    actors: int | None = Field(default=None, ge=1, description="predicting processes; null: one per CPU")
-    tracking: TrackingSettings = TrackingSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> PredictSettings:
-        if sum(source is not None for source in (self.data, self.shards, self.manifest)) != 1:
-            raise ValueError(
-                "give one of --data (a data set), --shards (a folder of session shards), --manifest (recordings)"
-            )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)

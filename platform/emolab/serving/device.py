@@ -23,33 +23,20 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from pydantic import Field
 from torch import Tensor
 
 from edu_emotionnet.export import OPSET, StreamingStep, export_step, graph_names
 from edu_emotionnet.network import EduEmotionNet
-from emolab.configuration import Settings
 from emolab.names import UserError
-from emolab.serving.models import MODEL_HELP, LoadedModel, find_model, load
+from emolab.serving.models import LoadedModel, find_model, load
+from emolab.serving.settings import ExportSettings
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.selection import load_selection_split
-from emolab.training.recipe import TrackingSettings
 
 SESSIONS, NOISE_STEPS = 20, 60
 """Compared: at most so many sessions, and steps of a session of noise."""
 
 StepValues = dict[str, Tensor | None]
-
-
-class ExportSettings(Settings):
-    """Export for a device (jobs/export.py)."""
-
-    model: str = Field(default="models:/edu-emotionnet@champion", description=MODEL_HELP)
-    to: str = Field(default="exported", description="folder to write; must not exist yet")
-    window: int = Field(default=300, ge=1, le=100_000, description="steps that attention sees; fixes every shape")
-    data: str | None = Field(default=None, description="data set whose validation sessions are compared; null: noise")
-    output: str = Field(default="runs", description="folder of the embedded tracker; fetched models are kept there")
-    tracking: TrackingSettings = TrackingSettings()
 
 
 def export(settings: ExportSettings, *, dry_run: bool, report: Callable[[str], None]) -> dict[str, Any] | None:

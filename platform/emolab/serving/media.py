@@ -18,9 +18,10 @@ from emolab.names import UserError, contained
 from emolab.serving.models import LoadedModel
 from emolab.sessions.ingestion import screen
 from emolab.sessions.manifest import canonical_json, write_atomically
-from emolab.sessions.preparation import PrepareSettings, read_recordings
+from emolab.sessions.preparation import read_recordings
 from emolab.sessions.protocol import normalised
 from emolab.sessions.schema import Session
+from emolab.sessions.settings import PrepareSettings
 from emolab.sessions.shards import sha256, write_rows
 from emolab.sessions.work import Finished, WorkFolder, session_schema
 from emolab.training.recipe import fingerprint

@@ -16,11 +16,9 @@ from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.sessions.manifest import Manifest
 from emolab.tracking.runs import existing_tracker
+from emolab.tracking.settings import TrackingSettings
 from emolab.training.made_for import check_made_for, normalisation
-from emolab.training.recipe import TrackingSettings
 from emolab.training.train import load_model
-
-MODEL_HELP = "a run's folder, runs:/ID, models:/name@alias or models:/name/version"
 
 
 def find_model(uri: str, *, output: Path, tracking: TrackingSettings) -> KeptModel:

@@ -22,44 +22,20 @@ from urllib.parse import urlsplit
 import torch
 from fastapi import FastAPI, HTTPException, WebSocket
 from fastapi.responses import HTMLResponse
-from pydantic import Field
 from ray import serve
 from starlette.websockets import WebSocketDisconnect
 
-from emolab.cluster import ClusterSettings, connected, require, worker_environment
-from emolab.configuration import Settings
+from emolab.cluster import connected, require, worker_environment
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.live import POLICY, TOO_BUSY, Limits, LiveSession, refusal
-from emolab.serving.models import MODEL_HELP, find_model, load
+from emolab.serving.models import find_model, load
 from emolab.serving.recordings import recordings
-from emolab.training.recipe import TrackingSettings
+from emolab.serving.settings import ServeSettings
 
 APPLICATION = "emolab-live"
 SPARE_REQUESTS = 32
 """Requests beside the sessions that a replica takes at once: the page, and connections to be turned away."""
-
-
-class ServeSettings(Settings):
-    """Live inference (jobs/serve.py)."""
-
-    model: str = Field(default="models:/edu-emotionnet@champion", description=MODEL_HELP)
-    output: str = Field(default="runs", description="folder of the embedded tracker; fetched models are kept there")
-    host: str = Field(default="127.0.0.1", description="address to listen on; anything but loopback is open to others")
-    port: int = Field(default=8000, ge=0, le=65535, description="0: any free one")
-    window: int | None = Field(default=None, ge=1, description="steps that attention sees; null: the whole session")
-    sessions: int = Field(default=16, ge=1, le=10_000, description="at the same time; further ones are turned away")
-    idle_seconds: float = Field(default=60.0, gt=0.0, description="silence after which a session is closed")
-    message_bytes: int = Field(default=1_000_000, ge=100, le=16_000_000, description="largest message")
-    steps: int = Field(default=20_000, ge=1, description="most steps of a session")
-    mistakes: int = Field(default=20, ge=1, description="refused messages in a row after which a session is closed")
-    demo: str | None = Field(default=None, description="data set whose validation sessions the page can replay")
-    tracking: TrackingSettings = TrackingSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(message_bytes=self.message_bytes, steps=self.steps, mistakes=self.mistakes)
 
 
 def is_foreign(origin: str | None, host: str | None) -> bool:
@@ -86,6 +62,7 @@ class LiveService:
         self._settings = settings
         self._loaded = load(kept_model(Path(folder)))
         self._live = self._loaded.live(settings.window)
+        self._limits = Limits(message_bytes=settings.message_bytes, steps=settings.steps, mistakes=settings.mistakes)
         self._recordings = recordings(settings.demo, self._loaded)
         self._open = 0
         # One thread computes for all: a step takes a core anyway, and the event loop stays free to answer.
@@ -126,7 +103,7 @@ class LiveService:
             self._open -= 1
 
     async def _converse(self, socket: WebSocket) -> None:
-        session = LiveSession(self._loaded, self._live, self._settings.limits)
+        session = LiveSession(self._loaded, self._live, self._limits)
         await socket.send_json(session.greeting())
         while True:
             try:

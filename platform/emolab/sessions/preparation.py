@@ -6,21 +6,15 @@ a work folder, where the protocol can look at all of it before anything is split
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-
-from emolab.configuration import Settings, truths_as_text
-from emolab.corpora.catalog import corpus_class
 from emolab.corpora.corpus import SPLITS, Corpus, SessionReference, Split
 from emolab.locks import holding
-from emolab.mistakes import first_mistake
-from emolab.names import UserError, nearest
+from emolab.names import UserError
 from emolab.sessions.assembly import build_manifest, plan_shards, write_shards
 from emolab.sessions.facts import SessionFacts
 from emolab.sessions.ingestion import checked, ingest, screen
@@ -29,6 +23,7 @@ from emolab.sessions.inventory import QUARANTINE, Refusal, inventory, summary, w
 from emolab.sessions.manifest import FILE_NAME, Manifest, canonical_json, read_manifest, write_manifest
 from emolab.sessions.protocol import Dropped, Protocol, normalised, select
 from emolab.sessions.schema import Session
+from emolab.sessions.settings import PrepareSettings
 from emolab.sessions.shards import sha256
 from emolab.sessions.splits import assign_splits
 from emolab.sessions.work import FOLDER as WORK
@@ -37,75 +32,23 @@ from emolab.sessions.work import Finished, WorkFolder
 REPORT = "report.html"
 """The data report, which jobs/prepare.py writes beside the manifest."""
 
-_PLACES = ("source", "manifest")
-"""Options of a corpus that say where its files lie; flags of the job."""
 
+def make_data_set(settings: PrepareSettings, *, report: Callable[[str], None] = print) -> Manifest:
+    """Make the data set that is configured; Ray must be connected.
 
-class PrepareSettings(Settings):
-    """A data set to make (jobs/prepare.py)."""
-
-    corpus: str = Field(default="edusim", description="edusim, mosi, media, ...")
-    source: str | None = Field(default=None, description="folder or file of a corpus that is not generated")
-    manifest: str | None = Field(default=None, description="table of sessions, of a corpus that takes one")
-    output: str = Field(default="data/edusim", description="folder to write")
-    seed: int = Field(default=0, ge=0, description="of the simulator, the split by speakers and the balancing")
-    shard_sessions: int = Field(default=256, ge=1, description="most sessions per Parquet file")
-    max_refused: float = Field(
-        default=0.1, ge=0.0, le=1.0, description="largest share of sessions that may be quarantined"
+    Raises:
+        UserError: as ``PrepareSettings.build`` and ``prepare``.
+    """
+    return prepare(
+        settings.build(),
+        Path(settings.output),
+        seed=settings.seed,
+        shard_sessions=settings.shard_sessions,
+        protocol=settings.protocol,
+        max_refused=settings.max_refused,
+        stall_seconds=settings.stall_seconds,
+        report=report,
     )
-    stall_seconds: float = Field(
-        default=3600.0, gt=0.0, description="longest time without any finished session before the job gives up"
-    )
-    protocol: Protocol = Protocol()
-    options: dict[str, Any] = Field(default={}, description="the corpus's own options, as options.key=value")
-
-    preset_section: ClassVar[str] = "prepare"
-
-    def build(self) -> Corpus:
-        """The corpus, with its options checked.
-
-        Raises:
-            UserError: unknown corpus or option, or a value it refuses.
-        """
-        corpus: Any = corpus_class(self.corpus)
-        known = {field.name: field for field in fields(corpus) if field.init}
-        values = dict(self.options)
-        for name in (*_PLACES, "seed"):
-            if name in known and getattr(self, name) is not None:
-                values.setdefault(name, getattr(self, name))
-        for key in values:
-            if key not in known:
-                raise UserError(
-                    f"options.{key}: unknown option of {self.corpus}{nearest(key, known)} (options: {', '.join(known)})"
-                )
-        for name in _PLACES:
-            required = name in known and known[name].default is MISSING and known[name].default_factory is MISSING
-            if required and not values.get(name):
-                raise UserError(f"corpus {self.corpus} needs --{name}, which says where it lies")
-        values = truths_as_text(values, get_type_hints(corpus))
-        try:
-            return TypeAdapter(corpus).validate_python(values)
-        except ValidationError as error:
-            line = first_mistake(error, values)
-            option = re.split(r"[.:=]", line, maxsplit=1)[0]
-            raise UserError(f"options.{line}" if option in known else line) from None
-
-    def prepare(self, *, report: Callable[[str], None] = print) -> Manifest:
-        """Make the data set; Ray must be connected.
-
-        Raises:
-            UserError: as ``build`` and ``prepare``.
-        """
-        return prepare(
-            self.build(),
-            Path(self.output),
-            seed=self.seed,
-            shard_sessions=self.shard_sessions,
-            protocol=self.protocol,
-            max_refused=self.max_refused,
-            stall_seconds=self.stall_seconds,
-            report=report,
-        )
 
 
 def prepare(

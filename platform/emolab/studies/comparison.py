@@ -21,12 +21,12 @@ from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
 from emolab.sessions.manifest import Manifest, manifest_text, read_manifest, write_atomically
 from emolab.studies.comparison_analysis import Analysis, analyse
-from emolab.studies.comparison_cells import Cell, Place, Trained, measure_cells, score_cells, train_cells
+from emolab.studies.comparison_cells import Place, Trained, measure_cells, score_cells, train_cells
 from emolab.studies.comparison_results import RECORD, read_comparison
 from emolab.studies.comparison_search import check_searches, tuned_by_search
-from emolab.studies.comparison_settings import CompareSettings
+from emolab.studies.comparison_settings import Cell, CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
-from emolab.studies.report import ReportSettings
+from emolab.studies.report_settings import ReportSettings
 from emolab.studies.test_split import FILE_NAME as TESTED
 from emolab.studies.test_split import openings
 from emolab.tracking.beginning import CONFIGURATION, folder_run

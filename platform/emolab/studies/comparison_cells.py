@@ -19,30 +19,13 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from emolab.cluster import user_error
 from emolab.names import UserError
+from emolab.studies.comparison_settings import Cell, TheorySettings
 from emolab.studies.test_split import checkpoint_digest, score_on_test_split
-from emolab.studies.theory import TheorySettings, record_theory
+from emolab.studies.theory import record_theory
 from emolab.tracking.beginning import read_record
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.loop import NonFiniteLossError
-from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, train
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One model with one seed."""
-
-    model: str
-    seed: int
-    settings: TrainSettings
-
-    @property
-    def folder(self) -> Path:
-        assert self.settings.name is not None
-        return Path(self.settings.output) / self.settings.name
-
-    def __str__(self) -> str:
-        return f"{self.model}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

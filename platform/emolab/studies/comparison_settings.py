@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from edu_emotionnet import zoo
-from emolab.cluster import ClusterSettings
+from emolab.cluster_settings import ClusterSettings
 from emolab.configuration import Settings, merge, validate
 from emolab.names import UserError, nearest
-from emolab.sessions.preparation import PrepareSettings
-from emolab.studies.comparison_cells import Cell
-from emolab.studies.theory import TheorySettings
-from emolab.training.recipe import TrackingSettings, TrainingSettings, TrainSettings
+from emolab.sessions.settings import PrepareSettings
+from emolab.tracking.settings import TrackingSettings
+from emolab.training.recipe import TrainingSettings, TrainSettings
 
 TABLES: dict[str, tuple[str, ...]] = {
     "Table I": ("mult", "self_mm", "cfn_esa", "hybrid_fusion"),
@@ -34,6 +33,32 @@ class SearchBudget(Settings):
 
     trials: int = Field(default=0, ge=0, description="trials for each model, of training.epochs at most; 0: no search")
     space: str = Field(default="search_spaces/paper.yaml", description="file with the parameters, for all models")
+
+
+class TheorySettings(Settings):
+    """How thoroughly Lemma 1 and Theorem 1 are measured."""
+
+    sessions: int = Field(default=8, ge=0, description="sessions measured per model, from validation; 0: none")
+    iterations: int = Field(default=60, ge=1, description="power iterations at most, for each constant")
+    tolerance: float = Field(default=1e-3, gt=0.0, description="relative change at which a constant has converged")
+    inputs: int = Field(default=64, ge=1, description="fused features at which the feedback map is iterated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model with one seed."""
+
+    model: str
+    seed: int
+    settings: TrainSettings
+
+    @property
+    def folder(self) -> Path:
+        assert self.settings.name is not None
+        return Path(self.settings.output) / self.settings.name
+
+    def __str__(self) -> str:
+        return f"{self.model}, seed {self.seed}"
 
 
 class CompareSettings(Settings):

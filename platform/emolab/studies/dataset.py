@@ -7,7 +7,8 @@ from pathlib import Path
 
 from emolab.names import UserError
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest
-from emolab.sessions.preparation import PrepareSettings
+from emolab.sessions.preparation import make_data_set
+from emolab.sessions.settings import PrepareSettings
 
 
 def will_be_made(data: str, plan: PrepareSettings | None) -> bool:
@@ -31,7 +32,7 @@ def dataset(
         report(f"data set {data} is missing and will be made: {plan.corpus} {plan.options}")
         if dry_run:
             return None
-        plan.prepare(report=report)
+        make_data_set(plan, report=report)
     return read_manifest(Path(data))
 
 

@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import Field
-
-from emolab.cluster import ClusterSettings, connected
+from emolab.cluster import connected
 from emolab.names import checked_name
 from emolab.reports.data import data_page
 from emolab.sessions.inventory import FILE_NAME as INVENTORY
 from emolab.sessions.inventory import QUARANTINE
 from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
-from emolab.sessions.preparation import REPORT, PrepareSettings
+from emolab.sessions.preparation import REPORT, make_data_set
+from emolab.sessions.shards import describe
+from emolab.studies.preparation_settings import PreparationSettings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
-from emolab.training.recipe import TrackingSettings
 
 REPORT_OF = "emolab.data_report"
 """Tag of the run that holds a data set's report; its value is the digest."""
 
 
-class PreparationSettings(PrepareSettings):
-    """A data set to make, and where its report is recorded (jobs/prepare.py)."""
+def prepare_and_describe(settings: PreparationSettings, *, dry_run: bool, report: Callable[[str], None]) -> None:
+    """Make the data set, or find it made, and tell what is in it; a dry run tells what would be made.
 
-    runs: str = Field(default="runs", description="folder of the embedded tracker, as of the other jobs")
-    cluster: ClusterSettings = ClusterSettings()
-    tracking: TrackingSettings = TrackingSettings()
+    Raises:
+        UserError: as ``prepare``, and where weights of its encoders are missing.
+    """
+    if dry_run:
+        corpus = settings.build()
+        corpus.provenance()  # weights that are missing are told now
+        report(f"would write {len(corpus.references())} sessions of {corpus.name} to {settings.output}")
+        return
+    report(describe(prepare_and_report(settings, report=report)))
 
 
 def prepare_and_report(settings: PreparationSettings, *, report: Callable[[str], None]) -> Manifest:
@@ -41,7 +46,7 @@ def prepare_and_report(settings: PreparationSettings, *, report: Callable[[str],
     """
     settings.build()  # a mistake is told before a cluster starts
     with connected(settings.cluster):
-        manifest = settings.prepare(report=report)
+        manifest = make_data_set(settings, report=report)
     folder = Path(settings.output)
     if not (folder / REPORT).exists():
         write_atomically(folder / REPORT, data_page(folder))

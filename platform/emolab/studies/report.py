@@ -5,33 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import Field
-
-from emolab.configuration import Settings
 from emolab.reports.comparison import comparison_files
 from emolab.sessions.manifest import write_atomically
 from emolab.studies.comparison_analysis import analyse
 from emolab.studies.comparison_results import read_comparison
+from emolab.studies.report_settings import ReportSettings
 from emolab.tracking.runs import existing_tracker
-from emolab.training.recipe import TrackingSettings
 
 
-class ReportSettings(Settings):
-    """A report to rebuild."""
-
-    run: str = Field(description="id of the comparison's run")
-    output: str = Field(default="report.html", description="page to write")
-    tables: str | None = Field(default=None, description="folder for the tables as CSV and LaTeX; null: none")
-    runs: str = Field(default="runs", description="output folder of the study, where the embedded tracker lies")
-    tracking: TrackingSettings = TrackingSettings()
-
-
-def write_report(settings: ReportSettings, *, report: Callable[[str], None]) -> None:
-    """Write the page, and the tables where a folder is given.
+def write_report(settings: ReportSettings, *, dry_run: bool = False, report: Callable[[str], None]) -> None:
+    """Write the page, and the tables where a folder is given; a dry run checks the settings alone.
 
     Raises:
         UserError: there is no such tracker, run or result.
     """
+    if dry_run:
+        return
     tracker = existing_tracker(**settings.tracking.model_dump(), output=Path(settings.runs), option="--runs")
     files = comparison_files(analyse(read_comparison(tracker, settings.run)))
     for name, content in files.items():

@@ -11,13 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 
-from edu_emotionnet import zoo
 from emolab import sealed
-from emolab.cluster import ClusterSettings, connected
-from emolab.configuration import Settings, to_yaml
-from emolab.corpora.corpus import Split
+from emolab.cluster import connected
+from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import KeptModel, kept_model, model_folders, training_data
@@ -32,44 +29,12 @@ from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.sessions.selection import SplitLoader, load_selection_split
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
+from emolab.studies.robustness_settings import RobustnessSettings
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.runs import MLflowTracker, existing_tracker, open_tracker
 from emolab.tracking.tracker import Run
-from emolab.training.recipe import TrackingSettings, fingerprint
-
-
-class RobustnessSettings(Settings):
-    """A robustness sweep (jobs/robustness.py)."""
-
-    model: str | tuple[str, ...] = Field(
-        default=(), description="one or more: a run's folder, runs:/ID, a comparison's id, models:/name@alias"
-    )
-    suite: str = Field(default="paper", description="paper, standard, full, validation, or a YAML file")
-    data: str | None = Field(
-        default=None, description="folder made by jobs/prepare.py; null: the data that the models were trained on"
-    )
-    split: Split = Field(default="test", description="sessions to corrupt; choose by validation, report on test")
-    output: str = "runs"
-    name: str | None = Field(default=None, description="null: derived from models, suite and data")
-    reference: str = Field(default="edu_emotionnet", description="the model that others are compared with")
-    bfloat16: bool = Field(default=False, description="encode in bfloat16 where the model can be factorised: not exact")
-    actors: int | None = Field(
-        default=None, ge=1, description="evaluating processes; null: one per CPU, or per GPU share"
-    )
-    gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="share of a GPU for each evaluating process")
-    tracking: TrackingSettings = TrackingSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-    @field_validator("reference")
-    @classmethod
-    def _known_model(cls, name: str) -> str:
-        zoo.entry(name)
-        return name
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return (self.model,) if isinstance(self.model, str) else self.model
+from emolab.training.recipe import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from edu_emotionnet.batch import SessionBatch
@@ -18,6 +17,7 @@ from edu_emotionnet.feedback import TemporalFeedbackLoop
 from edu_emotionnet.fixed_points import FixedPoints, contraction, feedback_inputs, fixed_points
 from edu_emotionnet.theory import lipschitz_table
 from emolab.configuration import Settings
+from emolab.studies.comparison_settings import TheorySettings
 from emolab.studies.test_split import checkpoint_digest
 from emolab.tracking.runs import MLflowTracker
 from emolab.training.data import load_training_data
@@ -29,15 +29,6 @@ MEASURED = "emolab.theory"
 """Tag: fingerprint of the weights and settings that were measured; set once FILE_NAME is stored."""
 SHOWN_STEPS = 40
 """Iterations of the feedback map whose changes are kept for the figure."""
-
-
-class TheorySettings(Settings):
-    """How thoroughly Lemma 1 and Theorem 1 are measured."""
-
-    sessions: int = Field(default=8, ge=0, description="sessions measured per model, from validation; 0: none")
-    iterations: int = Field(default=60, ge=1, description="power iterations at most, for each constant")
-    tolerance: float = Field(default=1e-3, gt=0.0, description="relative change at which a constant has converged")
-    inputs: int = Field(default=64, ge=1, description="fused features at which the feedback map is iterated")
 
 
 class LipschitzCase(Settings):

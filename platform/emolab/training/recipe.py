@@ -17,6 +17,7 @@ from emolab.corpora.corpus import Split
 from emolab.mistakes import first_mistake, shown
 from emolab.names import UserError, nearest
 from emolab.sessions.manifest import Manifest, canonical_json
+from emolab.tracking.settings import TrackingSettings
 
 
 class ModelSettings(Settings, extra="allow"):
@@ -184,16 +185,6 @@ class WorkerSettings(Settings):
         if self.minimum is not None and self.minimum < self.count and not self.max_failures:
             raise ValueError("minimum needs max_failures of at least 1: going on with fewer workers is a restart")
         return self
-
-
-class TrackingSettings(Settings):
-    """Where runs are recorded."""
-
-    uri: str | None = Field(
-        default=None, description="MLflow; null: MLFLOW_TRACKING_URI, else SQLite in the output folder"
-    )
-    experiment: str = "edu-emotionnet"
-    enabled: bool = True
 
 
 class TrainSettings(Settings):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from pydantic import Field, model_validator
 
-from emolab.cluster import ClusterSettings, cluster_gpus, connected, joins_cluster
+from emolab.cluster_settings import ClusterSettings, joins_cluster
 from emolab.configuration import Settings
-from emolab.sessions.preparation import PrepareSettings
+from emolab.sessions.settings import PrepareSettings
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.methods import STARTUP_TRIALS, Sampler, Scheduler
 from emolab.tuning.trials import Objective
@@ -130,6 +130,8 @@ class TuneSettings(TrainSettings):
 def default_preset() -> tuple[str, str]:
     """The preset for a call without one, and the reason for the choice."""
     if joins_cluster():
+        from emolab.cluster import cluster_gpus, connected  # Ray, which takes a while to import
+
         with connected():
             gpus, place = cluster_gpus(), "the cluster"
     else:
