@@ -226,12 +226,17 @@ def _dotted(override: str) -> dict[str, Any]:
 
 
 def _value(text: str, where: str) -> Any:
+    """A value of the command line, read as YAML; but a plain word is all that was typed, since a ` #` in it, where YAML
+    begins a comment, is part of a name."""
     try:
-        return load_yaml(text)
+        value = load_yaml(text)
     except RepeatedKeyError as error:
         raise UserError(f"cannot read the value of {where!r}: {error}") from None
     except yaml.YAMLError:
         raise UserError(f"cannot read the value of {where!r}") from None
+    typed = text.strip()
+    plain = isinstance(value, str) and typed.startswith(value)
+    return typed if plain or typed.startswith("#") else value
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -43,7 +43,8 @@ class RepeatedKeyError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those of version 1.2: in older ones 010 is 8, and 1:30 is 90."""
+    """YAML whose numbers are those of version 1.2: in older ones 010 is 8, and 1:30 is 90. Nor does it know dates: what
+    looks like one is text."""
 
 
 _NUMBERS = {
@@ -54,7 +55,7 @@ _NUMBERS = {
     ),
 }
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _NUMBERS]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in {*_NUMBERS, "timestamp"}]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _kind, _pattern in _NUMBERS.items():

@@ -26,15 +26,20 @@ _NAME = rf"(?:{_ANYWHERE}|{_AS_A_WORD}|[\w.-]*?[_-](?:key|pwd))"
 """``api_key``, ``RAY_AUTH_TOKEN``, ``storage.password``, ``PGPASSWORD``; neither ``max_tokens`` nor ``monkey``."""
 _SECRET_NAME = re.compile(_NAME)
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_PAGE = r"https?://(?:localhost|[\w-]+(?:\.[\w-]+)+):\d{1,5}[/?#]"
 _VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,'")\]}]+)"""
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # Up to the last @: a password may hold one, and a slash too.
-    (re.compile(r"(://[^\s:/?#@]*:)(?:(?!://)[^\s'\"])*@"), rf"\1{MASK}@"),
+    # Up to the last @: a password may hold one, and a slash too. What follows a web server's name is its port.
+    (
+        re.compile(rf"(?<![\w+.-])(?!{_PAGE})([\w+.-]*://[^\s:/?#@]*:)(?:(?!://)[^\s'\"])*@"),
+        rf"\1{MASK}@",
+    ),
     (re.compile(r"(https?://)[^\s:/?#@]+@"), rf"\1{MASK}@"),
     (re.compile(rf"(?i)(?<![\w.-])({_NAME}\s*=\s*){_VALUE}"), rf"\1{MASK}"),
     (re.compile(rf"""(?i)(["']{_NAME}["']\s*:\s*){_VALUE}"""), rf'\1"{MASK}"'),
     (re.compile(rf"(?i)(?<![\w.-])(--{_NAME}\s+){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"(?im)^(\s*(?:-\s+)?{_NAME}:[ \t]+){_VALUE}"), rf"\1{MASK}"),  # a line of YAML
     (re.compile(r"(?i)\b(bearer|authorization:?\s+\w+)\s+[\w.~+/=-]{8,}"), rf"\1 {MASK}"),
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), MASK),
     (re.compile(r"\b(?:gh[opsur]_|github_pat_|hf_|xox[abprs]-|glpat-|sk-|dapi)[\w-]{20,}"), MASK),

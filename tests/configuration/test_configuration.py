@@ -106,6 +106,13 @@ def test_overrides_win_over_files_and_files_over_presets(tmp_path: Path) -> None
     assert settings.data == "elsewhere"
 
 
+@pytest.mark.parametrize("name", ["edusim #2", "#2", "2026-01-01", "a 'b' c", "50%"])
+def test_a_name_on_the_command_line_is_all_that_was_typed(name: str) -> None:
+    """YAML would begin a comment, or read a date."""
+    settings = settings_of("--data", name, f"tracking.experiment={name}")
+    assert (settings.data, settings.tracking.experiment) == (name, name)
+
+
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_valid_and_prints_as_a_configuration_that_reads_back(name: str, tmp_path: Path) -> None:
     settings = validate(TuneSettings, read_preset(name, TuneSettings))

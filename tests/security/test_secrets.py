@@ -153,6 +153,9 @@ def test_redaction_is_done_once_and_for_all(text: str) -> None:
         ("https://ghp_0123456789@host/x", f"https://{MASK}@host/x"),
         ("postgresql://user@host/x", "postgresql://user@host/x"),
         ("http://127.0.0.1:5000 models:/m@champion", "http://127.0.0.1:5000 models:/m@champion"),
+        ("http://127.0.0.1:5000/#/models/m@champion", "http://127.0.0.1:5000/#/models/m@champion"),
+        ("https://a.host:443/m@1 https://me.too:5000@host/x", f"https://a.host:443/m@1 https://me.too:{MASK}@host/x"),
+        ("store:\n  password: abc\nseed: 1", f"store:\n  password: {MASK}\nseed: 1"),
         ("training.kl_weight=0.1 max_tokens=5", "training.kl_weight=0.1 max_tokens=5"),
     ],
 )

@@ -97,6 +97,11 @@ def test_every_trial_ends_in_one_state_and_a_diverging_one_does_not_stop_the_res
 def test_the_tracker_holds_every_trial_once_below_the_search(finished: Finished) -> None:
     settings, result, _ = finished
     tracker = tracker_of(settings)
+    parent = tracker.client.get_run(result.run_id).data  # so that two searches can be compared on MLflow's page
+    assert parent.params["training.kl_weight"] == "searched"
+    assert parent.params["training.epochs"] == str(settings.training.epochs)
+    assert (parent.params["model.name"], parent.params["data"]) == (settings.model.name, settings.data)
+    assert parent.tags["mlflow.user"] and parent.tags["mlflow.source.name"]
     runs = tracker.find("emolab.kind", "trial", parent=result.run_id)
     assert len(runs) == 8
     states = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +19,8 @@ CLEAN = "emolab.git_clean"
 
 
 def code_version() -> dict[str, str]:
-    """Tags that say which code ran: release, git commit, whether the working tree differed from it, the command."""
+    """Tags that say which code ran: release, git commit, whether the working tree differed from it, the command; and who
+    started what, under the names whose tags MLflow's pages show in columns of their own."""
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
@@ -29,7 +32,16 @@ def code_version() -> dict[str, str]:
             f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "pyarrow")
         ),
         "emolab.python": platform.python_version(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.user": _user(),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number and no name
+        return "unknown"
 
 
 def _git(*arguments: str) -> str | None:

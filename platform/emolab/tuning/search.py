@@ -160,7 +160,10 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
         run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
         tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
-        run.log_parameters(redacted({f"tuning.{key}": value for key, value in tuning.items()}))
+        trials = flatten(settings.base().identity()) | dict.fromkeys(plan.space.parameters, "searched")
+        run.log_parameters(
+            redacted(trials | {"data": settings.data} | {f"tuning.{key}": value for key, value in tuning.items()})
+        )
 
     return folder_run(
         tracker,
