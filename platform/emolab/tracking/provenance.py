@@ -19,8 +19,8 @@ CLEAN = "emolab.git_clean"
 
 
 def code_version() -> dict[str, str]:
-    """Tags that say which code ran: release, git commit, whether the working tree differed from it, the command; and who
-    started what, under the names whose tags MLflow's pages show in columns of their own."""
+    """Tags that say which code ran: release, git commit, whether the working tree differed from it, the command; and
+    who started what, under the names whose tags MLflow's pages show in columns of their own."""
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
