@@ -123,11 +123,15 @@ def user_error(error: BaseException) -> BaseException:
 
     Ray sends the original exception as text only, once its own wrappers are around it.
     """
-    found = _USER_ERROR.search(str(error))
+    names = "|".join(re.escape(f"{kind.__module__}.{kind.__name__}") for kind in _kinds(UserError))
+    found = re.search(rf"^(?:{names}): (.*)$", str(error), re.MULTILINE)
     return UserError(found[1]) if found else error
 
 
-_USER_ERROR = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__name__}: (.*)$", re.MULTILINE)
+def _kinds(error: type[UserError]) -> Iterator[type[UserError]]:
+    yield error
+    for kind in error.__subclasses__():
+        yield from _kinds(kind)
 
 
 def _prepare_environment() -> None:

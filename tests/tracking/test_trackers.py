@@ -11,7 +11,7 @@ from emolab.names import UserError
 from emolab.tracking import beginning, runs
 from emolab.tracking.beginning import CODE, RECORD, folder_run
 from emolab.tracking.provenance import CLEAN, COMMIT, code_version
-from emolab.tracking.runs import MLflowTracker, attached, open_tracker
+from emolab.tracking.runs import MLflowTracker, attached, open_tracker, tracker_address
 from emolab.tracking.tracker import NoTracker, Tracker
 
 
@@ -128,3 +128,24 @@ def test_the_environment_variable_names_the_tracker(tmp_path: Path, monkeypatch:
     tracker = open_tracker(enabled=True, uri=None, experiment="x", output=tmp_path / "other")
     assert tracker.uri.endswith("mine.db")
     assert "mine.db" in tracker.instructions()
+
+
+def test_a_file_of_sqlite_is_the_same_one_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    assert open_tracker(enabled=True, uri=None, experiment="x", output=tmp_path).uri == f"sqlite:///{tmp_path}/mine.db"
+    assert tracker_address("sqlite:///a/../b.db?timeout=9") == f"sqlite:///{tmp_path}/b.db?timeout=9"
+    for same in ("sqlite:////else/where.db", "sqlite:///:memory:", "sqlite:///file:x.db?uri=true", "http://host:5000"):
+        assert tracker_address(same) == same
+
+
+def test_a_worker_that_does_not_see_the_trackers_file_makes_none(tmp_path: Path) -> None:
+    tracker = open_tracker(enabled=True, uri=None, experiment="x", output=tmp_path / "here")
+    run = tracker.start("mine")
+    (tmp_path / "here").rename(tmp_path / "elsewhere")
+    with (
+        pytest.raises(UserError, match=r"here/mlflow.db does not exist on node .*: put it on storage that all nodes"),
+        attached(tracker.uri, "x", run.run_id, output=tmp_path / "here"),
+    ):
+        pytest.fail()
+    assert not (tmp_path / "here").exists()

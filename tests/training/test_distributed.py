@@ -8,11 +8,12 @@ from tests.training.test_loop import finish, settings_for
 
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
+from emolab.tracking.runs import existing_tracker, open_tracker
 from emolab.tracking.tracker import NoTracker
 from emolab.training.distributed import fit_distributed
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.metrics import EpochReport
-from emolab.training.recipe import TrainSettings, WorkerSettings
+from emolab.training.recipe import TrackingSettings, TrainSettings, WorkerSettings
 from emolab.training.train import train
 
 
@@ -90,3 +91,30 @@ def test_a_minimum_of_workers_that_cannot_work_is_refused(plan: dict[str, int], 
     with pytest.raises(ValueError, match=part):
         WorkerSettings.model_validate(plan)
     assert WorkerSettings.model_validate({"count": 2, "minimum": 2, "max_failures": 0}).minimum == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_record_in_the_file_that_is_named_from_the_jobs_folder(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = with_workers(settings_for(toy_data, tmp_path / "runs", epochs=1), 2)
+    settings = settings.model_copy(update={"tracking": TrackingSettings(uri="sqlite:///mine.db")})
+    trained = train(settings)
+    tracker = existing_tracker(enabled=True, uri=f"sqlite:///{tmp_path}/mine.db", experiment="any", output=tmp_path)
+    assert tracker.read(trained.run_id).metrics["workers"] == 2
+    assert [file.name for file in tmp_path.rglob("*.db")] == ["mine.db"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_that_is_gone_from_the_tracker_ends_its_workers_with_one_line(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings = settings_for(toy_data, tmp_path, epochs=1)
+    settings = settings.model_copy(update={"workers": WorkerSettings(count=2, max_failures=0)})
+    tracker = open_tracker(**settings.tracking.model_dump(), output=tmp_path)
+    with pytest.raises(UserError) as error:
+        fit_distributed(settings, tmp_path / "gone", tracker_uri=tracker.uri, run_id="0" * 32)
+    one_line(error, f"the tracker {tracker.uri} has no run {'0' * 32} any more")

@@ -23,7 +23,7 @@ from emolab.studies.comparison_settings import Cell, TheorySettings
 from emolab.studies.test_split import checkpoint_digest, score_on_test_split
 from emolab.studies.theory import record_theory
 from emolab.tracking.beginning import read_record
-from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.runs import MLflowTracker, shared_tracker
 from emolab.training.loop import NonFiniteLossError
 from emolab.training.train import TrainedModel, train
 
@@ -67,7 +67,7 @@ class Place:
     @contextmanager
     def tracker(self) -> Iterator[MLflowTracker]:
         """The tracker, for a task; what it records has arrived when the task ends."""
-        tracker = open_tracker(enabled=True, uri=self.tracker_uri, experiment=self.experiment, output=Path(self.output))
+        tracker = shared_tracker(uri=self.tracker_uri, experiment=self.experiment, output=Path(self.output))
         assert isinstance(tracker, MLflowTracker)
         try:
             yield tracker

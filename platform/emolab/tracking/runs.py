@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.commands import tool_command
@@ -257,6 +259,8 @@ not among them: it makes no new ones."""
 def tracker_address(uri: str | None, *, key: str = "tracking.uri") -> str | None:
     """The configured address of a tracker, else MLFLOW_TRACKING_URI; None: the embedded one is meant.
 
+    An SQLite file is named by its whole path, whatever the current folder of those who are told it.
+
     Args:
         key: that the address was given as, for the refusal.
 
@@ -274,7 +278,21 @@ def tracker_address(uri: str | None, *, key: str = "tracking.uri") -> str | None
             f"{named} is no address of a tracker: use http://host:port, sqlite:///folder/mlflow.db or a database such "
             "as postgresql://user@host/name; null: a file in the output folder"
         )
-    return configured
+    return _whole_path(configured)
+
+
+def _whole_path(address: str) -> str:
+    """The address with the whole path of an SQLite file: a worker's current folder is not the job's."""
+    file = _store_file(address)
+    if file is None or file.is_absolute():
+        return address
+    return make_url(address).set(database=str(file.resolve())).render_as_string(hide_password=False)
+
+
+def _store_file(address: str) -> Path | None:
+    """The file in which a tracker keeps its runs; None for a server, for another database, or for one in memory."""
+    file = sqlite_file(address)
+    return None if file is None or str(file) == ":memory:" or str(file).startswith("file:") else file
 
 
 def existing_tracker(
@@ -291,12 +309,30 @@ def existing_tracker(
     if not enabled:
         raise UserError("this job works on tracked runs: set tracking.enabled=true")
     configured = tracker_address(uri)
-    file = sqlite_file(configured) if configured else output / EMBEDDED
-    if file is not None and not str(file).startswith("file:") and not file.exists():
+    file = _store_file(configured) if configured else output / EMBEDDED
+    if file is not None and not file.exists():
         raise UserError(f"there is no tracker at {file}, nothing is recorded there: set {option} or tracking.uri")
     tracker = open_tracker(enabled=True, uri=uri, experiment=experiment, output=output)
     assert isinstance(tracker, MLflowTracker)
     return tracker
+
+
+def shared_tracker(*, uri: str, experiment: str, output: Path) -> Tracker:
+    """The tracker that the job has opened, for another process of it; empty address: tracking is disabled.
+
+    Args:
+        output: folder of the results, on storage that the workers share.
+
+    Raises:
+        UserError: the tracker's file is not there, as on a machine that does not share it: none is made.
+    """
+    file = _store_file(uri) if uri else None
+    if file is not None and not file.exists():
+        raise UserError(
+            f"the tracker {file} does not exist on node {platform.node()}: put it on storage that all nodes share, or "
+            "set tracking.uri to a server"
+        )
+    return open_tracker(enabled=bool(uri), uri=uri, experiment=experiment, output=output)
 
 
 @contextmanager
@@ -304,9 +340,12 @@ def attached(uri: str, experiment: str, run_id: str, *, output: Path) -> Iterato
     """A run that another process began, for a worker.
 
     Args:
-        output: folder of the results, on storage that the workers share.
+        output: as for ``shared_tracker``.
+
+    Raises:
+        UserError: this machine does not see the tracker, or not the run.
     """
-    tracker = open_tracker(enabled=bool(uri), uri=uri, experiment=experiment, output=output)
+    tracker = shared_tracker(uri=uri, experiment=experiment, output=output)
     try:
         yield tracker.resume(run_id)
     finally:
