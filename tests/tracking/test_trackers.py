@@ -11,7 +11,7 @@ from emolab.names import UserError
 from emolab.tracking import beginning, runs
 from emolab.tracking.beginning import CODE, RECORD, folder_run
 from emolab.tracking.provenance import CLEAN, COMMIT, code_version
-from emolab.tracking.runs import MLflowTracker, attached, open_tracker, tracker_address
+from emolab.tracking.runs import MLflowTracker, open_tracker, shared_tracker, tracker_address
 from emolab.tracking.tracker import NoTracker, Tracker
 
 
@@ -56,8 +56,7 @@ def test_a_resumed_run_records_an_epoch_once_however_often_it_ran(tracker: Track
     run.log_metrics({"score": 0.1}, step=1)
     again = tracker.resume(run.run_id)
     again.log_metrics({"score": 0.1}, step=1)
-    with attached(tracker.uri, "tests", run.run_id, output=output) as same:
-        same.log_metrics({"score": 0.2}, step=2)
+    again.log_metrics({"score": 0.2}, step=2)
     if isinstance(tracker, MLflowTracker):
         assert [m.step for m in tracker.client.get_metric_history(run.run_id, "score")] == [1, 2]
 
@@ -141,11 +140,7 @@ def test_a_file_of_sqlite_is_the_same_one_in_every_folder(tmp_path: Path, monkey
 
 def test_a_worker_that_does_not_see_the_trackers_file_makes_none(tmp_path: Path) -> None:
     tracker = open_tracker(enabled=True, uri=None, experiment="x", output=tmp_path / "here")
-    run = tracker.start("mine")
     (tmp_path / "here").rename(tmp_path / "elsewhere")
-    with (
-        pytest.raises(UserError, match=r"here/mlflow.db does not exist on node .*: put it on storage that all nodes"),
-        attached(tracker.uri, "x", run.run_id, output=tmp_path / "here"),
-    ):
-        pytest.fail()
+    with pytest.raises(UserError, match=r"here/mlflow.db does not exist on node .*: put it on storage that all nodes"):
+        shared_tracker(uri=tracker.uri, experiment="x", output=tmp_path / "here")
     assert not (tmp_path / "here").exists()

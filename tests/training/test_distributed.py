@@ -8,7 +8,7 @@ from tests.training.test_loop import finish, settings_for
 
 from emolab.checkpoint import CheckpointFolder
 from emolab.names import UserError
-from emolab.tracking.runs import existing_tracker, open_tracker
+from emolab.tracking.runs import existing_tracker
 from emolab.tracking.tracker import NoTracker
 from emolab.training.distributed import fit_distributed
 from emolab.training.loop import NonFiniteLossError
@@ -109,12 +109,14 @@ def test_workers_record_in_the_file_that_is_named_from_the_jobs_folder(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_that_is_gone_from_the_tracker_ends_its_workers_with_one_line(
-    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
+def test_what_cannot_be_told_of_an_epoch_ends_the_training_with_its_reason(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
-    settings = settings_for(toy_data, tmp_path, epochs=1)
-    settings = settings.model_copy(update={"workers": WorkerSettings(count=2, max_failures=0)})
-    tracker = open_tracker(**settings.tracking.model_dump(), output=tmp_path)
-    with pytest.raises(UserError) as error:
-        fit_distributed(settings, tmp_path / "gone", tracker_uri=tracker.uri, run_id="0" * 32)
-    one_line(error, f"the tracker {tracker.uri} has no run {'0' * 32} any more")
+    def full(epoch: EpochReport) -> None:
+        raise UserError("the tracker's disk is full")
+
+    settings = settings_for(toy_data, tmp_path, epochs=2)
+    with pytest.raises(UserError, match="the tracker's disk is full"):
+        fit_distributed(with_workers(settings, 2), tmp_path / "untold", report=full)
+    checkpoints = CheckpointFolder(tmp_path / "untold" / "checkpoints")
+    assert checkpoints.newest() is not None  # nothing of it is lost

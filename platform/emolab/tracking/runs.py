@@ -6,8 +6,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -333,20 +332,3 @@ def shared_tracker(*, uri: str, experiment: str, output: Path) -> Tracker:
             "set tracking.uri to a server"
         )
     return open_tracker(enabled=bool(uri), uri=uri, experiment=experiment, output=output)
-
-
-@contextmanager
-def attached(uri: str, experiment: str, run_id: str, *, output: Path) -> Iterator[Run]:
-    """A run that another process began, for a worker.
-
-    Args:
-        output: as for ``shared_tracker``.
-
-    Raises:
-        UserError: this machine does not see the tracker, or not the run.
-    """
-    tracker = shared_tracker(uri=uri, experiment=experiment, output=output)
-    try:
-        yield tracker.resume(run_id)
-    finally:
-        tracker.close()

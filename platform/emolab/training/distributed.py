@@ -6,8 +6,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from emolab.cluster import require, user_error, worker_environment
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import read_manifest
-from emolab.tracking.tracker import Run
 from emolab.training.datasets import from_datasets, shared_datasets
 from emolab.training.loop import NonFiniteLossError, fit, run_to_end
 from emolab.training.metrics import EpochReport
@@ -31,15 +30,14 @@ def fit_distributed(
     settings: TrainSettings,
     folder: Path,
     *,
-    tracker_uri: str = "",
-    run_id: str = "",
     callbacks: Sequence[ray.train.UserCallback] = (),
     report: Callable[[EpochReport], None] | None = None,
 ) -> None:
     """Train with ``settings.workers.count`` processes; the result is the newest checkpoint in ``folder``.
 
     Args:
-        report: told of every epoch, in this process.
+        report: told of every epoch, in this process: no worker writes to the tracker, which several hosts must not do
+            where it is a file.
 
     Raises:
         UserError: the cluster is too small, or the data are unusable.
@@ -57,8 +55,6 @@ def fit_distributed(
         train_loop_config={
             "settings": settings.model_dump(mode="json") | {"data": str(data)},
             "folder": str(folder.resolve()),
-            "tracker_uri": tracker_uri,
-            "run_id": run_id,
         },
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -108,15 +104,19 @@ def _followed(file: Path, report: Callable[[EpochReport], None]) -> Iterator[Non
     Ray Train tells results to its controller, another process, and to the caller only at the end.
     """
     begin, ended = file.stat().st_size if file.exists() else 0, threading.Event()
+    failures: list[Exception] = []
 
     def follow() -> None:
         place, last = begin, False
-        while not last:
-            last = ended.wait(_LOOK_SECONDS)  # once more after the end: the last epoch is told as well
-            lines = _lines_after(file, place)
-            place += sum(map(len, lines))
-            for line in lines:
-                report(EpochReport(**json.loads(line)))
+        try:
+            while not last:
+                last = ended.wait(_LOOK_SECONDS)  # once more after the end: the last epoch is told as well
+                lines = _lines_after(file, place)
+                place += sum(map(len, lines))
+                for line in lines:
+                    report(EpochReport(**json.loads(line)))
+        except Exception as error:  # raised where the training's caller is, when it has ended
+            failures.append(error)
 
     thread = threading.Thread(target=follow, name="epochs", daemon=True)
     thread.start()
@@ -125,6 +125,8 @@ def _followed(file: Path, report: Callable[[EpochReport], None]) -> Iterator[Non
     finally:
         ended.set()
         thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _tell(epoch: EpochReport, file: Path) -> None:
@@ -166,22 +168,13 @@ def _worker(config: dict[str, Any]) -> None:
         workers=workers,
         checkpoints=run_checkpoints(settings.checkpoints, Path(config["folder"]), settings.key(manifest.digest)),
     )
-    with _tracked_run(config, settings) if workers.rank == 0 else nullcontext() as run:
 
-        def report(epoch: EpochReport) -> None:
-            if run is not None:
-                run.log_metrics(epoch.metrics(), step=epoch.epoch)
-                _tell(epoch, Path(config["folder"]) / EPOCHS)
-            ray.train.report({**epoch.metrics(), "finished": epoch.finished})
+    def report(epoch: EpochReport) -> None:
+        if workers.rank == 0:
+            _tell(epoch, Path(config["folder"]) / EPOCHS)
+        ray.train.report({**epoch.metrics(), "finished": epoch.finished})
 
-        run_to_end(epochs, report)
-
-
-def _tracked_run(config: Mapping[str, Any], settings: TrainSettings) -> AbstractContextManager[Run]:
-    from emolab.tracking.runs import attached  # MLflow takes a second to import, and one worker alone reports
-
-    output = Path(config["folder"]).parent
-    return attached(config["tracker_uri"], settings.tracking.experiment, config["run_id"], output=output)
+    run_to_end(epochs, report)
 
 
 def _cause(error: BaseException) -> BaseException:

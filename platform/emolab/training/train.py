@@ -89,7 +89,7 @@ def train(
                 folder=folder, run_id=run.run_id, manifest=manifest, progress=finished, resumed_finished=True
             )
         return _train(
-            settings, manifest, folder, checkpoints, run, tracker, report=report, resuming=resuming, cluster=cluster
+            settings, manifest, folder, checkpoints, run, report=report, resuming=resuming, cluster=cluster
         )
 
 
@@ -120,12 +120,15 @@ def _train(
     folder: Path,
     checkpoints: Checkpoints,
     run: Run,
-    tracker: Tracker,
     *,
     report: Callable[[EpochReport], None],
     resuming: Callable[[int], None] | None,
     cluster: ClusterSettings | None,
 ) -> TrainedModel:
+    def record(epoch: EpochReport) -> None:
+        run.log_metrics(epoch.metrics(), step=epoch.epoch)
+        report(epoch)
+
     try:
         if resuming is not None and (newest := checkpoints.newest()) is not None:
             resuming(Progress.from_state(newest.state).epoch)
@@ -133,11 +136,10 @@ def _train(
             from emolab.training.distributed import fit_distributed
 
             with connected(cluster):
-                fit_distributed(settings, folder, tracker_uri=tracker.uri, run_id=run.run_id, report=report)
+                fit_distributed(settings, folder, report=record)
             outcome = _newest(folder, checkpoints)
-            run = tracker.resume(run.run_id)  # knows what the workers have recorded
         else:
-            outcome = _fit_here(settings, checkpoints, run, report)
+            outcome = run_to_end(epochs_in_process(settings, checkpoints=checkpoints), record)
     except NonFiniteLossError as error:
         run.set_tags({"failure": str(error)})
         run.finish("FAILED")
@@ -186,16 +188,6 @@ def load_model(folder: Path) -> tuple[torch.nn.Module, Checkpoint]:
     model = ModelSettings.model_validate(saved.state["model"]).build(manifest)
     model.load_state_dict(saved.tensors["model"])
     return model.eval(), saved
-
-
-def _fit_here(
-    settings: TrainSettings, checkpoints: Checkpoints, run: Run, report: Callable[[EpochReport], None]
-) -> Outcome:
-    def record(epoch: EpochReport) -> None:
-        run.log_metrics(epoch.metrics(), step=epoch.epoch)
-        report(epoch)
-
-    return run_to_end(epochs_in_process(settings, checkpoints=checkpoints), record)
 
 
 def _claim(
