@@ -80,7 +80,7 @@ def _from_json(text: str, name: str) -> tuple[Word, ...]:
         content = json.loads(text)
         if isinstance(content, dict):
             return _from_pocketsphinx(content["w"])
-        return tuple(Word(float(word["start"]), float(word["end"]), str(word["text"])) for word in content)
+        return tuple(Word(float(word["start"]), float(word["end"]), _text(word["text"])) for word in content)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnusableMediaError(
             f'{name}: expected [{{"start": s, "end": s, "text": word}}, ...] or what pocketsphinx writes '
@@ -88,8 +88,15 @@ def _from_json(text: str, name: str) -> tuple[Word, ...]:
         ) from None
 
 
+def _text(value: Any) -> str:
+    """Refuse what is no text: ``null`` would be heard as the word None."""
+    if not isinstance(value, str):
+        raise TypeError(f"a word's text is {value!r}")
+    return value
+
+
 def _from_pocketsphinx(entries: Any) -> tuple[Word, ...]:
-    spoken = [(float(word["b"]), float(word["d"]), _VARIANT.sub("", str(word["t"]))) for word in entries]
+    spoken = [(float(word["b"]), float(word["d"]), _VARIANT.sub("", _text(word["t"]))) for word in entries]
     return tuple(Word(begin, begin + length, text) for begin, length, text in spoken if text not in _NOT_SPOKEN)
 
 
