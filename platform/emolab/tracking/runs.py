@@ -222,6 +222,9 @@ class MLflowTracker(Tracker):
             metrics=dict(run.data.metrics),
         )
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        return self.read(run_id).tags
+
     def artifact(self, run_id: str, name: str) -> bytes:
         """Content of a file that a run has stored.
 
