@@ -29,9 +29,11 @@ from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.registry.versions import register
 from emolab.reports import robustness as report
 from emolab.reports.robustness import heat_map, robustness_page
+from emolab.robustness import sweep
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.catalog import corruptions
 from emolab.robustness.suites import expand, parse_suite
+from emolab.robustness.sweep_plan import Unit
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
 from emolab.studies import test_split as opening
@@ -183,9 +185,13 @@ def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_agai
     table = (trained.output / results.name / "cells.parquet").read_bytes()
     computed_by = trained.tracker.read(results.run_id).tags["emolab.git_commit"]
     monkeypatch.setattr(beginning, "code_version", lambda: {"emolab.git_commit": "later", "emolab.git_clean": "false"})
+    read: list[Unit] = []
+    usable = sweep._usable
+    monkeypatch.setattr(sweep, "_usable", lambda unit, *rest: read.append(unit) or usable(unit, *rest))
     lines: list[str] = []
     again = robustness(settings.model_copy(update={"model": tuple(names)}), dry_run=False, report=lines.append)
     assert again is not None
+    assert read and len(read) == len(set(read))  # whether it is whole is looked at once
     assert (again.name, again.run_id) == (results.name, results.run_id)
     assert (trained.output / results.name / "cells.parquet").read_bytes() == table
     assert trained.tracker.find("emolab.kind", "robustness") == [results.run_id]

@@ -104,11 +104,12 @@ def robustness(
         return None
     with connected(settings.cluster), holding(prepared.folder, what="sweep"):
         tracker = _tracker(settings)
-        run = _run(settings, prepared, tracker)
+        missing = missing_units(plan, units, report=report)
+        run = _run(settings, prepared, tracker, computes=bool(missing))
         run.log_json({model.run_id: model.digest for model in prepared.models}, MODELS_FILE)
         try:
             opening = partial(_open_split, prepared, run, tracker)
-            run_sweep(plan, units, report=report, actors=settings.actors, opening=opening)
+            run_sweep(plan, units, report=report, actors=settings.actors, opening=opening, missing=missing)
             results = RobustnessResults(
                 name=prepared.folder.name,
                 run_id=run.run_id,
@@ -188,7 +189,7 @@ def _open_split(prepared: _Prepared, run: Run, tracker: MLflowTracker) -> SplitL
     return load_selection_split
 
 
-def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
+def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker, *, computes: bool) -> Run:
     def describe(run: Run) -> None:
         run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
@@ -204,7 +205,7 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
             "emolab.dataset": prepared.manifest.digest,
             "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
         },
-        computes=bool(missing_units(prepared.plan, prepared.folder / "units", report=lambda _: None)),
+        computes=computes,
     )
     settled = tracker.settle(run.run_id)  # an opening of the test split is told under the tracker's own id
     return run if settled in (None, run.run_id) else tracker.resume(settled)
