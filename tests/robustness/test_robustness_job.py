@@ -40,7 +40,7 @@ from emolab.studies import test_split as opening
 from emolab.studies.bootstrap import Interval
 from emolab.studies.comparison_settings import MODELS
 from emolab.studies.robustness import RobustnessSettings, cell_table, robustness
-from emolab.studies.robustness_results import Group, RobustnessResults, grouped
+from emolab.studies.robustness_results import Group, RobustnessResults, counted_models, grouped
 from emolab.studies.statistics import holm
 from emolab.tracking import beginning
 from emolab.tracking.runs import MLflowTracker, open_tracker
@@ -872,3 +872,7 @@ def test_models_that_differ_in_more_than_their_seed_are_told_apart(toy_data: Pat
     assert groups[0].agreement == {"audio": 0.5}
     assert len({group.slug for group in groups}) == 4
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", groups[0].slug)
+
+
+def test_models_are_counted_in_words() -> None:
+    assert [counted_models(count) for count in (0, 1, 2)] == ["0 models", "1 model", "2 models"]

@@ -31,7 +31,7 @@ from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.sessions.selection import SplitLoader, load_selection_split
-from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
+from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, counted_models, grouped
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.runs import MLflowTracker, existing_tracker, open_tracker
@@ -93,9 +93,9 @@ def robustness(
     prepared = _prepare(settings)
     settings = settings.model_copy(update={"data": settings.data or str(prepared.plan.data)})
     plan, units = prepared.plan, prepared.folder / "units"
-    sessions, count = prepared.manifest.splits[plan.split].sessions, len(plan.models)
+    sessions = prepared.manifest.splits[plan.split].sessions
     report(
-        f"{count} model{'s' * (count != 1)}, {len(plan.cells)} cells, {sessions} {plan.split} sessions of "
+        f"{counted_models(len(plan.models))}, {len(plan.cells)} cells, {sessions} {plan.split} sessions of "
         f"{settings.data}{_strange(prepared)}: {len(plan.units)} units of work in {prepared.folder}"
     )
     if prepared.lowered:
