@@ -59,6 +59,11 @@ def test_each_library_is_known_in_one_place(library: str, allowed: tuple[str, ..
             assert place.startswith(allowed), place
 
 
+def test_processes_that_predict_do_without_mlflow() -> None:
+    code = "import sys, emolab.serving.batch, emolab.serving.server; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
 def test_nothing_of_ours_is_pickled() -> None:
     for path in sources("platform", "model", "jobs"):
         assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}, path

@@ -71,6 +71,32 @@ def test_captions_may_overlap(tmp_path: Path, suffix: str, second: str) -> None:
     check_words(words, Limits())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1\n00:00:01,000 --> 00:00:02,000\nhow many\n40\n\n2\n00:00:03,000 --> 00:00:04,000\n{end}",
+        "WEBVTT\n\n00:01.000 --> 00:02.000\nhow many\n40\n\n00:03.000 --> 00:04.000\n{end}",
+        "WEBVTT\n\n1\n00:01.000 --> 00:02.000\nhow many\n40\n\n2\n00:03.000 --> 00:04.000\n{end}",
+    ],
+    ids=["srt", "vtt", "numbered vtt"],
+)
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("perhaps\n42", "perhaps 42"),
+        ("perhaps\n 42 \n\n", "perhaps 42"),
+        ("42", "42"),
+        ("42\n\n", "42"),
+        ("perhaps\n\n3\n", "perhaps"),  # cut off: the number of another caption
+        ("\n\n3\n", ""),
+    ],
+)
+def test_a_number_that_is_said_is_not_that_of_the_next_caption(tmp_path: Path, text: str, end: str, said: str) -> None:
+    suffix = "vtt" if text.startswith("WEBVTT") else "srt"
+    words = read_words(written(tmp_path, f"a.{suffix}", text.format(end=end)))
+    assert " ".join(word.text for word in words) == f"how many 40 {said}".strip()
+
+
 @given(st.text("abc defgh  ", max_size=60), st.floats(0, 1e4), st.floats(0, 100))
 @settings(deadline=None)
 def test_spread_words_fill_the_interval_in_order(text: str, start: float, length: float) -> None:
@@ -89,6 +115,9 @@ def test_spread_words_fill_the_interval_in_order(text: str, start: float, length
         ("a.json", "{", r"a.json: expected .*JSONDecodeError"),
         ("a.json", '{"words": []}', r"a.json: expected .*KeyError"),
         ("a.json", '[{"start": 0, "end": "soon", "text": "a"}]', r"a.json: expected .*soon"),
+        ("a.json", '[{"start": 0, "end": 1, "text": null}]', r"a.json: expected .*a word's text is None"),
+        ("a.json", '[{"start": 0, "end": 1, "text": 3}]', r"a.json: expected .*a word's text is 3"),
+        ("a.json", '{"w": [{"b": 0, "d": 1, "t": null}]}', r"a.json: expected .*a word's text is None"),
         ("a.json", "[" * 100_000, r"a.json: expected .*RecursionError"),
         ("a.json", "3", r"a.json: expected .*TypeError"),
         ("a.json", f'[{{"start": 1, "end": 1{"0" * 400}, "text": "a"}}]', r"a.json: expected .*OverflowError"),

@@ -4,17 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from mlflow.models import Model
+from tests.serving.parts import MODEL, keep_model, make_data
 from tests.training.test_loop import settings_for
 
+from emolab import checkpoint
 from emolab.names import UserError
-from emolab.registry.versions import register
+from emolab.registry.lookup import kept_model
+from emolab.registry.pyfunc_model import EmotionModel, SessionInput
+from emolab.registry.versions import description, register
+from emolab.serving.batch import predictions
+from emolab.serving.models import load
+from emolab.sessions.loading import Block, SessionStore
+from emolab.sessions.protocol import normalised
+from emolab.sessions.schema import Session, arrow_schema, to_row
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.train import TrainedModel, load_model, train
 
@@ -112,6 +124,35 @@ def test_the_version_says_by_itself_what_it_takes_and_what_it_gives(trained: Tra
     assert described.metadata["feature_provenance"] == result.manifest.provenance
     (state,) = location.rglob("state.json")
     assert json.loads(state.read_text())["dataset"]["statistics"] == result.manifest.statistics.model_dump()
+
+
+def test_a_model_of_standardised_sessions_standardises_raw_ones_as_their_preparation_does(tmp_path: Path) -> None:
+    manifest, sessions = make_data(tmp_path / "data")
+    manifest = manifest.model_copy(update={"protocol": {"normalise": "session"}})
+    folder = keep_model(tmp_path / "model", manifest, MODEL, run_id="scaled")
+    registered = EmotionModel()
+    registered.load_context(SimpleNamespace(artifacts={"checkpoint": str(folder)}))
+    chosen = [shifted(session, by=100.0) for session in sessions["validation"][:3]]
+    table = pa.Table.from_pylist(
+        [to_row(normalised(session)) for session in chosen], schema=arrow_schema(manifest.dimensions, quality=False)
+    )
+    expected = predictions(load(kept_model(folder)), SessionStore([Block.from_table(table)]))
+    answers = registered.predict([SessionInput(session_id=each.session_id, **as_given(each)) for each in chosen])
+    np.testing.assert_allclose(
+        np.concatenate([answer.probabilities for answer in answers]),
+        np.stack([expected[f"probability.{name}"] for name in manifest.classes], axis=1),
+        atol=1e-6,
+    )
+    assert description(checkpoint.load(folder).state)["standardises_sessions"] is True
+
+
+def shifted(session: Session, *, by: float) -> Session:
+    return replace(session, features={name: values * 3.0 + by for name, values in session.features.items()})
+
+
+def as_given(session: Session) -> dict[str, Any]:
+    present = {f"{name}_present": mask.tolist() for name, mask in session.present.items()}
+    return {name: values.tolist() for name, values in session.features.items()} | present
 
 
 def test_a_damaged_checkpoint_and_a_bad_name_are_not_registered(trained: Trained, tmp_path: Path) -> None:

@@ -106,6 +106,19 @@ def test_bytes_do_not_depend_on_the_process():
     assert outputs == {"0254666d494165f9e1e0ddbd40e962fb5b492573552f837b4727fbd8bd5abcd8\n"}
 
 
+@given(seed=st.integers(1, 2**40), name=st.sampled_from(NAMES))
+@settings(max_examples=60, deadline=None)
+def test_a_negative_seed_is_one_like_any_other(session, surroundings, seed, name):
+    variant = Variant(modality="audio", corruption=name, level=corruption(name).levels[-1], seed=-seed)
+    victim = session(4, 40)
+    assert digest(corrupt(victim, variant, surroundings)) == digest(corrupt(victim, variant, surroundings))
+    mine, theirs, zeroth = (
+        Stream(session_id="s", modality="audio", corruption=name, seed=each).uniform("x", 8)
+        for each in (-seed, seed, 0)
+    )
+    assert not (mine == theirs).any() and not (mine == zeroth).any()
+
+
 def test_streams_differ_by_session_modality_corruption_and_seed(session):
     base = {"modality": "audio", "corruption": "frame_missing", "level": 0.5, "seed": 0}
     plain = digest(corrupt(session(0, 200), Variant(**base)))

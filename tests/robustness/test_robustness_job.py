@@ -29,16 +29,18 @@ from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.registry.versions import register
 from emolab.reports import robustness as report
 from emolab.reports.robustness import heat_map, robustness_page
+from emolab.robustness import sweep
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.catalog import corruptions
 from emolab.robustness.suites import expand, parse_suite
+from emolab.robustness.sweep_plan import Unit
 from emolab.robustness.tally import Tally
 from emolab.sessions.manifest import Manifest, read_manifest, write_manifest
 from emolab.studies import test_split as opening
 from emolab.studies.bootstrap import Interval
 from emolab.studies.comparison_settings import MODELS
 from emolab.studies.robustness import RobustnessSettings, cell_table, robustness
-from emolab.studies.robustness_results import Group, RobustnessResults, grouped
+from emolab.studies.robustness_results import Group, RobustnessResults, counted_models, grouped
 from emolab.studies.statistics import holm
 from emolab.tracking import beginning
 from emolab.tracking.runs import MLflowTracker, open_tracker
@@ -183,9 +185,13 @@ def test_the_same_models_by_other_names_are_the_same_sweep_and_nothing_runs_agai
     table = (trained.output / results.name / "cells.parquet").read_bytes()
     computed_by = trained.tracker.read(results.run_id).tags["emolab.git_commit"]
     monkeypatch.setattr(beginning, "code_version", lambda: {"emolab.git_commit": "later", "emolab.git_clean": "false"})
+    read: list[Unit] = []
+    usable = sweep._usable
+    monkeypatch.setattr(sweep, "_usable", lambda unit, *rest: read.append(unit) or usable(unit, *rest))
     lines: list[str] = []
     again = robustness(settings.model_copy(update={"model": tuple(names)}), dry_run=False, report=lines.append)
     assert again is not None
+    assert read and len(read) == len(set(read))  # whether it is whole is looked at once
     assert (again.name, again.run_id) == (results.name, results.run_id)
     assert (trained.output / results.name / "cells.parquet").read_bytes() == table
     assert trained.tracker.find("emolab.kind", "robustness") == [results.run_id]
@@ -866,3 +872,7 @@ def test_models_that_differ_in_more_than_their_seed_are_told_apart(toy_data: Pat
     assert groups[0].agreement == {"audio": 0.5}
     assert len({group.slug for group in groups}) == 4
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", groups[0].slug)
+
+
+def test_models_are_counted_in_words() -> None:
+    assert [counted_models(count) for count in (0, 1, 2)] == ["0 models", "1 model", "2 models"]

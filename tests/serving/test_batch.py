@@ -159,6 +159,7 @@ def test_shards_from_anywhere_but_a_test_split(
         ({"data": None, "shards": "{data}/nowhere"}, ["no folder"]),
         ({"data": None, "shards": "{runs}"}, ["no shards"]),
         ({"data": None, "shards": "{strange}"}, ["{'audio': 2}", "'visual': 4"]),
+        ({"data": None, "shards": "{empty}"}, ["monday.parquet holds no session with steps"]),
         ({"data": None, "shards": "{slow}"}, ["monday.parquet has steps of 2 s", "trained on steps of 1 s"]),
         ({"data": "{scaled}"}, ["protocol.normalise=session", "trained on data with protocol.normalise=none"]),
         ({"data": None, "shards": "{scaled}/validation"}, ["protocol.normalise=session", "protocol.normalise=none"]),
@@ -175,10 +176,11 @@ def test_mistakes_are_one_line_before_anything_is_computed(
     pq.write_table(strange.empty_table(), tmp_path / "strange.parquet")
     slow = [replace(session, step_seconds=2.0) for session in world.sessions["train"][:2]]
     write_rows(tmp_path / "slow" / "monday.parquet", slow, arrow_schema(world.manifest.dimensions, quality=False))
+    write_rows(tmp_path / "empty" / "monday.parquet", [], arrow_schema(world.manifest.dimensions, quality=False))
     write_manifest(world.manifest.model_copy(update={"protocol": {"normalise": "session"}}), tmp_path / "scaled")
     (tmp_path / "scaled" / "validation").mkdir()
     places = {"data": world.data, "runs": world.runs, "strange": tmp_path}
-    places |= {name: tmp_path / name for name in ("slow", "scaled")}
+    places |= {name: tmp_path / name for name in ("slow", "empty", "scaled")}
     filled = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
     arguments = [f"{key}={_yaml(value)}" for key, value in ({"data": str(world.data)} | filled).items()]
     before = results(world)

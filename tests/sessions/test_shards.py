@@ -290,6 +290,26 @@ def test_lists_that_are_not_as_long_as_the_steps_are_refused(
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(("sessions", "parts"), [(0, ["no session"]), (1, ["'s000'", "no steps"])])
+def test_a_shard_of_nothing_is_refused(
+    tmp_path: Path, sessions: int, parts: list[str], one_line: Callable[..., None]
+) -> None:
+    manifest = write_one(tmp_path, [cut_short(session) for session in some_sessions(sessions)])
+    with pytest.raises(UserError) as error:
+        load_split(tmp_path, manifest, "train")
+    one_line(error, "train/part-00000.parquet", *parts)
+
+
+def cut_short(session: Session) -> Session:
+    """Without any step."""
+    return replace(
+        session,
+        features={name: values[:0] for name, values in session.features.items()},
+        present={name: mask[:0] for name, mask in session.present.items()},
+        labels=session.labels[:0],
+    )
+
+
 def test_duplicate_session_ids_are_refused(tmp_path: Path, one_line: Callable[..., None]) -> None:
     sessions = some_sessions(3)
     with pytest.raises(UserError) as error:

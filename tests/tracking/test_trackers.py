@@ -78,6 +78,23 @@ def test_runs_are_found_by_tag(tracker: Tracker, output: Path) -> None:
             tracker.start("../evil")
 
 
+def test_an_experiment_is_made_by_its_first_run_and_not_by_reading(tracker: Tracker, output: Path) -> None:
+    if not isinstance(tracker, MLflowTracker):
+        return
+    run_id = tracker.start("readable").run_id
+    for experiment in ("mistyped", "meant"):
+        place = output / experiment
+        reader = open_tracker(enabled=True, uri=tracker.uri, experiment=experiment, output=place)
+        assert isinstance(reader, MLflowTracker)
+        assert reader.read(run_id).name == "readable"
+        assert not reader.children(run_id) and not reader.find("kind", "x")
+        begun = [reader.start("first", parent=run_id).run_id] if experiment == "meant" else []
+        assert reader.children(run_id) == begun
+        reader.close()
+        made = tracker.client.get_experiment_by_name(experiment)
+        assert (made is not None) == bool(begun)
+
+
 def test_runs_are_found_however_many_answers_they_fill(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_PAGE", 2)
     parent = tracker.start("pages")

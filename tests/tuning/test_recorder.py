@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tracking.tracking_server import free_port, mlflow_server
 
+from emolab.tracking.provenance import CLEAN, COMMIT
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.tuning.recorder import TrialRecorder
@@ -17,6 +20,8 @@ from emolab.tuning.trials import METRIC
 SPACE = SearchSpace.model_validate(
     {"parameters": {"model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5}}}
 )
+
+CODE = (COMMIT, CLEAN)
 
 
 class Interrupted(Tracker):
@@ -114,6 +119,26 @@ def test_a_trial_that_goes_on_has_every_epoch_although_its_process_died_before_i
     (run_id,) = tracker.children(parent)
     history = tracker.client.get_metric_history(run_id, METRIC)
     assert sorted((point.step, point.value) for point in history) == [(int(p["epoch"]), p[METRIC]) for p in curve]
+
+
+@pytest.mark.parametrize("server", [False, True], ids=["file", "server"])
+def test_a_trial_that_goes_on_names_the_code_of_every_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: bool
+) -> None:
+    with mlflow_server(tmp_path / "server", free_port()) if server else nullcontext() as uri:
+        tracker = open_tracker(enabled=True, uri=uri, experiment="e", output=tmp_path)
+        assert isinstance(tracker, MLflowTracker)
+        parent = tracker.start("search").run_id
+        for commit, clean in (("a", "true"), ("b", "false"), ("a", "true")):
+            version = dict(zip(CODE, (commit, clean), strict=True))
+            monkeypatch.setattr("emolab.tuning.recorder.code_version", lambda now=version: now)
+            call = TrialRecorder(tracker, parent)
+            call.resumed(0, {"model.dropout": 0.1}, [])  # the first one finds no run and begins it
+            call.close()
+            assert call.trouble == ""
+        (run_id,) = tracker.children(parent)
+        assert tuple(tracker.tags(run_id)[name] for name in CODE) == ("a b", "false")
+        tracker.close()
 
 
 @pytest.mark.fault

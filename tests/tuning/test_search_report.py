@@ -191,6 +191,12 @@ def test_a_column_without_anything_in_it_is_not_shown() -> None:
     assert to_csv(table).decode().splitlines()[0] == "trial,score,failure"
 
 
+def test_what_is_unknown_is_an_empty_field_of_a_csv() -> None:
+    rows = [["a", Measured(math.nan), math.nan], ["b", Measured(0.5), None], ["c", math.nan, 0.25]]
+    table = TableData(columns=["model", "score", "rate"], rows=rows)
+    assert to_csv(table).decode().splitlines() == ["model,score,score std,rate", "a,,,", "b,0.5,,", "c,,,0.25"]
+
+
 def test_numbers_of_a_latex_column_have_one_precision() -> None:
     table = TableData(columns=["model", "score"], rows=[["a", 0.29], ["b", 0.2874], ["c", 0.0], ["d", 123456.0]])
     rows = to_latex(table).decode().splitlines()[4:8]

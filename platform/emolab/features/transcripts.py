@@ -21,6 +21,10 @@ _VARIANT = re.compile(r"\(\d+\)$")
 """Pocketsphinx marks the second pronunciation of a word as ``was(2)``."""
 _CUE = re.compile(r"^(.*-->.*)((?:\n.+)*)", re.MULTILINE)
 """A caption of WebVTT: its times and, as far as the next empty line, its text."""
+_NEXT = "\n\n0"
+"""The number of a next caption: where none follows a caption, pysubs2 takes a number that is said last for it."""
+_SAID_NUMBER = re.compile(r"\S *\n *\d+\s*\Z")
+"""A line of the last caption; after an empty line it would be the number of another one."""
 _MARKUP = re.compile(r"<[^<>]*>")
 _NOT_SPOKEN = {"<s>", "</s>", "<sil>", "[NOISE]", "[SPEECH]"}
 
@@ -80,7 +84,7 @@ def _from_json(text: str, name: str) -> tuple[Word, ...]:
         content = json.loads(text)
         if isinstance(content, dict):
             return _from_pocketsphinx(content["w"])
-        return tuple(Word(float(word["start"]), float(word["end"]), str(word["text"])) for word in content)
+        return tuple(Word(float(word["start"]), float(word["end"]), _text(word["text"])) for word in content)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnusableMediaError(
             f'{name}: expected [{{"start": s, "end": s, "text": word}}, ...] or what pocketsphinx writes '
@@ -88,8 +92,15 @@ def _from_json(text: str, name: str) -> tuple[Word, ...]:
         ) from None
 
 
+def _text(value: Any) -> str:
+    """Refuse what is no text: ``null`` would be heard as the word None."""
+    if not isinstance(value, str):
+        raise TypeError(f"a word's text is {value!r}")
+    return value
+
+
 def _from_pocketsphinx(entries: Any) -> tuple[Word, ...]:
-    spoken = [(float(word["b"]), float(word["d"]), _VARIANT.sub("", str(word["t"]))) for word in entries]
+    spoken = [(float(word["b"]), float(word["d"]), _VARIANT.sub("", _text(word["t"]))) for word in entries]
     return tuple(Word(begin, begin + length, text) for begin, length, text in spoken if text not in _NOT_SPOKEN)
 
 
@@ -98,7 +109,7 @@ def _from_captions(text: str, name: str) -> tuple[Word, ...]:
     webvtt = Path(name).suffix.lower() == ".vtt"
     try:
         captions = pysubs2.SSAFile.from_string(
-            _without_remarks(text) if webvtt else text, format_="vtt" if webvtt else "srt"
+            _without_remarks(text) if webvtt else _closed(text), format_="vtt" if webvtt else "srt"
         )
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise UnusableMediaError(f"{name} is not a caption file: {str(error)[:80]}") from None
@@ -114,7 +125,12 @@ def _from_captions(text: str, name: str) -> tuple[Word, ...]:
 def _without_remarks(text: str) -> str:
     """WebVTT without what is not said, all of which pysubs2 would take for words: comments, styles, names of captions,
     markup. Times of single words in the markup it would even take for those of a caption."""
-    return "\n\n".join(found[1] + _MARKUP.sub("", found[2]) for found in _CUE.finditer(text))
+    return "\n".join(found[1] + _MARKUP.sub("", found[2]) + _NEXT for found in _CUE.finditer(text))
+
+
+def _closed(text: str) -> str:
+    """SubRip whose last caption does not end in a number."""
+    return text.rstrip() + _NEXT if _SAID_NUMBER.search(text) else text
 
 
 _READERS: dict[str, Callable[[str, str], tuple[Word, ...]]] = {

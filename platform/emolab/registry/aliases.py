@@ -114,18 +114,33 @@ def recover(client: MlflowClient, name: str, *, alone: bool) -> list[Move]:
         UserError: a move is under way elsewhere.
     """
     finished = []
-    for run_id, content in standing(client, name).claims.items():
-        claim = json.loads(content)
-        if not alone and time.time() - claim["time"] < STALE_SECONDS:
-            raise UserError(f"another promotion of {name} (run {run_id}) is moving its champion: try again later")
-        if standing(client, name).champion == claim["champion"]:  # decided, but what comes after was never done
-            change = _claimed(claim)
+    for run_id, change in _remnants(client, name, alone=alone):
+        if change is not None:
             _point(client, name, PREVIOUS_CHAMPION, change.previous)
             for mark in change.marks:
                 client.set_model_version_tag(name, mark.version, mark.key, mark.value)
             finished.append(change)
         client.delete_registered_model_tag(name, CLAIM + run_id)
     return finished
+
+
+def cut_short(tracker: MLflowTracker, name: str) -> list[Move]:
+    """The moves that ``promoting`` would finish; nothing is changed.
+
+    Raises:
+        UserError: a move is under way elsewhere.
+    """
+    found = _remnants(tracker.client, name, alone=sqlite_file(tracker.uri) is not None)
+    return [change for _, change in found if change is not None]
+
+
+def _remnants(client: MlflowClient, name: str, *, alone: bool) -> Iterator[tuple[str, Move | None]]:
+    """Run id of every claim, and its move where that was decided, but what comes after was never done."""
+    for run_id, content in standing(client, name).claims.items():
+        claim = json.loads(content)
+        if not alone and time.time() - claim["time"] < STALE_SECONDS:
+            raise UserError(f"another promotion of {name} (run {run_id}) is moving its champion: try again later")
+        yield run_id, _claimed(claim) if standing(client, name).champion == claim["champion"] else None
 
 
 def _claimed(claim: Mapping[str, Any]) -> Move:

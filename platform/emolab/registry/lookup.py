@@ -1,4 +1,7 @@
-"""Finding a trained model by what people call it: a folder, a run, or a name in the registry."""
+"""Finding a trained model by what people call it: a folder, a run, or a name in the registry.
+
+MLflow is imported where something is asked of it: the processes that only load a folder's weights need none.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow.exceptions import MlflowException
 from yaml import YAMLError
 
 from emolab import checkpoint
@@ -23,9 +25,11 @@ from emolab.sessions.manifest import FILE_NAME as DATA_SET
 from emolab.sessions.manifest import read_manifest
 from emolab.tracking.beginning import CONFIGURATION
 from emolab.tracking.reasons import reason_of
-from emolab.tracking.runs import MLflowTracker
 from emolab.tracking.tracker import NoRun
 from emolab.training.train import flatten
+
+if TYPE_CHECKING:
+    from emolab.tracking.runs import MLflowTracker
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 _DIGITS = 16
@@ -52,6 +56,8 @@ def find_version(uri: str, tracker: MLflowTracker) -> ModelVersion:
     Raises:
         UserError: it is written otherwise, or the registry has no such version.
     """
+    from mlflow.exceptions import MlflowException
+
     parts = _REGISTERED.fullmatch(uri)
     if parts is None:
         raise UserError(f"{uri!r} is no registered version: give models:/name@alias or models:/name/version")
@@ -72,6 +78,8 @@ def find_version(uri: str, tracker: MLflowTracker) -> ModelVersion:
 
 
 def _known_aliases(name: str, tracker: MLflowTracker) -> list[str]:
+    from mlflow.exceptions import MlflowException
+
     try:
         return sorted(tracker.client.get_registered_model(name).aliases)
     except MlflowException:
@@ -178,6 +186,8 @@ def _models_below(run_id: str, tracker: MLflowTracker) -> list[str]:
 
 
 def _of_run(run_id: str, tracker: MLflowTracker, cache: Path) -> Path:
+    from mlflow.exceptions import MlflowException
+
     folder = cache / checked_name(run_id, what="run id")
     with suppress(UserError):  # not fetched yet, or damaged since
         return kept_model(folder).folder

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from emolab.configuration import to_yaml
 from emolab.names import UserError, checked_name
-from emolab.registry.aliases import Mark, Move, move, promoting, standing
+from emolab.registry.aliases import Mark, Move, cut_short, move, promoting, standing
 from emolab.registry.evaluation import evaluate_once
 from emolab.registry.evidence import Evidence, RegisteredWeights, Tested, fetch, gather, paired, untested
 from emolab.registry.gates import Gates, load_gates
@@ -79,21 +79,24 @@ def roll_back(settings: PromoteSettings, *, dry_run: bool, report: Callable[[str
     checked_name(name, what="registered model name")
     with (
         _registry_errors(),
-        nullcontext(()) if dry_run else promoting(tracker, name, Path(settings.output)) as finished,
+        nullcontext(cut_short(tracker, name)) if dry_run else promoting(tracker, name, Path(settings.output)) as begun,
     ):
-        for change in finished:
+        for change in begun:
             if any(mark.key == ROLLED_BACK for mark in change.marks):  # not: once more back from where it went
-                tracker.resume(change.run_id).finish()
-                report(f"{_went_back(change)}: that rollback, which was cut short, is finished now")
+                if not dry_run:
+                    tracker.resume(change.run_id).finish()
+                done = "would be finished" if dry_run else "is finished now"
+                report(f"{_went_back(change)}: that rollback, which was cut short, {done}")
                 return find_version(f"models:/{name}/{change.champion}", tracker)
         now = standing(tracker.client, name)
-        if now.champion is None or now.previous is None:
+        previous = begun[-1].previous if begun else now.previous
+        if now.champion is None or previous is None:
             raise UserError(f"{name} has no previous champion to go back to")
-        restored = find_version(f"models:/{name}/{now.previous}", tracker)
+        restored = find_version(f"models:/{name}/{previous}", tracker)
         if dry_run:
-            report(f"the champion of {name} would go back from version {now.champion} to version {now.previous}")
+            report(f"the champion of {name} would go back from version {now.champion} to version {previous}")
         else:
-            _restore(settings, name, now.champion, now.previous, tracker, report)
+            _restore(settings, name, now.champion, previous, tracker, report)
     return restored
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
+import numpy as np
 import pydantic
 import torch
 from mlflow.models import set_model
@@ -18,10 +19,14 @@ from safetensors.torch import load_file
 from edu_emotionnet import zoo
 from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.conventions import IGNORED_LABEL, MODALITIES, FeatureStatistics
+from edu_emotionnet.scaling import standardised
 
 
 class SessionInput(pydantic.BaseModel):
-    """One session: raw features per step for each modality that was recorded, all of the same number of steps."""
+    """One whole session: raw features per step for each modality that was recorded, all of the same number of steps.
+
+    A model of sessions that were standardised each by itself standardises what it is given in the same way.
+    """
 
     session_id: str
     audio: list[list[float]] | None = None
@@ -56,6 +61,7 @@ class EmotionModel(mlflow.pyfunc.PythonModel):
         name = options.pop("name")
         self.classes = dataset["classes"]
         self.dimensions = {m: dataset["dimensions"][m] for m in MODALITIES if m in dataset["dimensions"]}
+        self.scales_sessions = dataset.get("protocol", {}).get("normalise") == "session"
         self.model = zoo.build(
             name,
             type(zoo.entry(name).config)(**options),
@@ -105,7 +111,9 @@ class EmotionModel(mlflow.pyfunc.PythonModel):
                 raise ValueError(
                     f"session {session.session_id!r}: {name}_present needs {steps} values, got {len(mask)}"
                 )
-            features[name][0], present[name][0] = torch.tensor(values), torch.tensor(mask)
+            raw, observed = np.array(values, np.float32), np.array(mask, np.bool_)
+            scaled = standardised(raw, observed) if self.scales_sessions else raw
+            features[name][0], present[name][0] = torch.from_numpy(scaled), torch.from_numpy(observed)
         return SessionBatch(
             features=features,
             present=present,

@@ -20,6 +20,7 @@ from emolab import checkpoint
 from emolab.names import UserError, checked_name
 from emolab.registry.lookup import ModelVersion
 from emolab.tracking.reasons import reason_of
+from emolab.training.made_for import normalisation
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -95,6 +96,7 @@ def description(state: Mapping[str, Any]) -> dict[str, Any]:
         "classes": dataset["classes"],
         "dimensions": dataset["dimensions"],
         "step_seconds": dataset["step_seconds"],
+        "standardises_sessions": normalisation(dataset) == "session",
         "corpus": dataset["corpus"],
         "feature_provenance": dataset["provenance"],
         "dataset_digest": state["dataset_digest"],

@@ -26,9 +26,14 @@ def to_csv(table: TableData) -> bytes:
 
 def _parts(value: Any, double: bool) -> tuple[str, ...]:
     if isinstance(value, Measured):
-        return repr(value.mean), "" if value.deviation != value.deviation else repr(value.deviation)
-    shown = "" if value is None else repr(value) if isinstance(value, float) else str(value)
-    return (shown, "") if double else (shown,)
+        return _field(value.mean), _field(value.deviation)
+    return (_field(value), "") if double else (_field(value),)
+
+
+def _field(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def to_latex(table: TableData) -> bytes:

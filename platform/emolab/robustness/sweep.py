@@ -41,6 +41,7 @@ def run_sweep(
     actors: int | None = None,
     opening: Callable[[], SplitLoader] = lambda: load_selection_split,
     stall_seconds: float = STALL_SECONDS,
+    missing: Sequence[Unit] | None = None,
 ) -> int:
     """Compute the units whose result is not in the folder yet, or is damaged; Ray must be connected.
 
@@ -48,6 +49,7 @@ def run_sweep(
         actors: processes at a time; as many as there are CPUs, or shares of GPUs, where None, and never more.
         opening: called once, where there is something to compute, before any session is read.
         stall_seconds: longest time in which nothing at all is finished.
+        missing: what ``missing_units`` has found; None: it is asked.
 
     Returns:
         The number of units computed now.
@@ -56,7 +58,8 @@ def run_sweep(
         UserError: no CPU or GPU to run on, a process that was lost again and again, nothing finished for too long, or
             what the evaluation refuses.
     """
-    missing = missing_units(plan, folder, report=report)
+    if missing is None:
+        missing = missing_units(plan, folder, report=report)
     done = len(plan.units) - len(missing)
     if done:
         report(f"{done} of {len(plan.units)} units are done already")

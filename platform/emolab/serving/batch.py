@@ -184,6 +184,8 @@ def _of_folder(folder: Path, loaded: LoadedModel) -> list[tuple[str, Path, str]]
         widths, steps = _widths_and_steps(file)
         if widths != dict(loaded.dimensions):
             raise UserError(f"{file} has features {widths}, the model takes {dict(loaded.dimensions)}")
+        if not steps:
+            raise UserError(f"{file} holds no session with steps: leave it out")
         for step_seconds in steps:
             check_steps(loaded.dataset, step_seconds, model="the model", where=file)
     return [(file.name, file, sha256(file)) for file in files]

@@ -15,7 +15,6 @@ from edu_emotionnet.streaming import StreamingModel, streaming
 from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.sessions.manifest import Manifest
-from emolab.tracking.runs import existing_tracker
 from emolab.tracking.settings import TrackingSettings
 from emolab.training.made_for import check_made_for, normalisation
 from emolab.training.train import load_model
@@ -27,6 +26,8 @@ def find_model(uri: str, *, output: Path, tracking: TrackingSettings) -> KeptMod
     Raises:
         UserError: nothing is there, what is there is damaged, or it is several models.
     """
+    from emolab.tracking.runs import existing_tracker  # MLflow, which the predicting processes never need
+
     tracker = cache(lambda: existing_tracker(**tracking.model_dump(), output=output))
     folders = model_folders(uri, tracker, output / "fetched-models")
     if len(folders) != 1:

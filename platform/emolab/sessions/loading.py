@@ -46,9 +46,11 @@ class Block:
         """View a table of the shard schema as arrays.
 
         Raises:
-            UserError: a feature that is not finite although its modality is marked present, or a session whose lists
-                are not as long as its number of steps, naming the session.
+            UserError: no row; or, naming the session, a feature that is not finite although its modality is marked
+                present, or lists that are not as long as its number of steps.
         """
+        if not table.num_rows:
+            raise UserError("there is no session in it")
         check_steps(table)
         table = table.combine_chunks()
         lengths = table.column("num_steps").to_numpy()

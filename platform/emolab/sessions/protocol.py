@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from edu_emotionnet.scaling import standardised
 from emolab.configuration import Settings
 from emolab.names import UserError
 from emolab.sessions.facts import SessionFacts
@@ -80,23 +79,11 @@ def select(
 
 
 def normalised(session: Session) -> Session:
-    """Features to mean 0 and standard deviation 1 over the session's observed steps, per feature.
-
-    A feature that is constant within the session becomes 0, and so does everything under a false presence mask.
-    """
+    """The session with every feature at mean 0 and standard deviation 1 over its observed steps."""
     return replace(
         session,
-        features={name: _standardised(values, session.present[name]) for name, values in session.features.items()},
+        features={name: standardised(values, session.present[name]) for name, values in session.features.items()},
     )
-
-
-def _standardised(values: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
-    scaled = np.zeros_like(values)
-    if present.any():
-        observed = values[present].astype(np.float64)
-        deviation = observed.std(axis=0)
-        scaled[present] = (observed - observed.mean(axis=0)) / np.where(deviation > 1e-6, deviation, np.inf)
-    return scaled
 
 
 def _check_modalities(sessions: Sequence[SessionFacts], protocol: Protocol) -> None:

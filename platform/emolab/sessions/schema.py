@@ -115,12 +115,14 @@ def to_row(session: Session) -> dict[str, Any]:
 
 
 def check_steps(table: pa.Table) -> None:
-    """Refuse rows whose lists are not as long as their number of steps: one session's would be read as another's.
+    """Refuse rows without steps, and whose lists are not as long as these: one session's would be read as another's.
 
     Raises:
         UserError: naming the session and the column.
     """
     steps = table.column("num_steps").fill_null(0).to_numpy().astype(np.int64)
+    if (steps < 1).any():
+        raise UserError(f"session {table.column('session_id')[int(np.argmax(steps < 1))].as_py()!r} has no steps")
     lists = [name for name in table.column_names if pa.types.is_list(table.schema.field(name).type)]
     for name in sorted(lists, key=lambda name: name.startswith("features.")):  # widths follow from sound numbers
         lengths = pc.call_function("list_value_length", [table.column(name)]).fill_null(0).to_numpy()

@@ -28,7 +28,7 @@ from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
 from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
 from emolab.sessions.selection import SplitLoader, load_selection_split
-from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, grouped
+from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, counted_models, grouped
 from emolab.studies.robustness_settings import RobustnessSettings
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run
@@ -58,9 +58,9 @@ def robustness(
     prepared = _prepare(settings)
     settings = settings.model_copy(update={"data": settings.data or str(prepared.plan.data)})
     plan, units = prepared.plan, prepared.folder / "units"
-    sessions, count = prepared.manifest.splits[plan.split].sessions, len(plan.models)
+    sessions = prepared.manifest.splits[plan.split].sessions
     report(
-        f"{count} model{'s' * (count != 1)}, {len(plan.cells)} cells, {sessions} {plan.split} sessions of "
+        f"{counted_models(len(plan.models))}, {len(plan.cells)} cells, {sessions} {plan.split} sessions of "
         f"{settings.data}{_strange(prepared)}: {len(plan.units)} units of work in {prepared.folder}"
     )
     if prepared.lowered:
@@ -69,11 +69,12 @@ def robustness(
         return None
     with connected(settings.cluster), holding(prepared.folder, what="sweep"):
         tracker = _tracker(settings)
-        run = _run(settings, prepared, tracker)
+        missing = missing_units(plan, units, report=report)
+        run = _run(settings, prepared, tracker, computes=bool(missing))
         run.log_json({model.run_id: model.digest for model in prepared.models}, MODELS_FILE)
         try:
             opening = partial(_open_split, prepared, run, tracker)
-            run_sweep(plan, units, report=report, actors=settings.actors, opening=opening)
+            run_sweep(plan, units, report=report, actors=settings.actors, opening=opening, missing=missing)
             results = RobustnessResults(
                 name=prepared.folder.name,
                 run_id=run.run_id,
@@ -153,7 +154,7 @@ def _open_split(prepared: _Prepared, run: Run, tracker: MLflowTracker) -> SplitL
     return load_selection_split
 
 
-def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker) -> Run:
+def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTracker, *, computes: bool) -> Run:
     def describe(run: Run) -> None:
         run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_json([cell.id for cell in prepared.plan.cells], "cells.json")
@@ -169,7 +170,7 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
             "emolab.dataset": prepared.manifest.digest,
             "emolab.models": " ".join(model.run_id for model in prepared.models)[:5000],
         },
-        computes=bool(missing_units(prepared.plan, prepared.folder / "units", report=lambda _: None)),
+        computes=computes,
     )
     settled = tracker.settle(run.run_id)  # an opening of the test split is told under the tracker's own id
     return run if settled in (None, run.run_id) else tracker.resume(settled)

@@ -271,8 +271,7 @@ class RobustnessResults:
         for group in self.groups:
             values = self.summary(group)
             area = f", area under the curve {values['area_under_curve']:.4f}" if "area_under_curve" in values else ""
-            count = len(group.run_ids)
-            models = f"{count} model{'s' * (count != 1)}, {group.engine} engine"
+            models = f"{counted_models(len(group.run_ids))}, {group.engine} engine"
             prior = f"class prior {self.chance['macro_f1']:.4f}{', near chance' if self.near_chance(group) else ''}"
             yield f"{group.label} ({models}): clean macro-F1 {values['clean_macro_f1']:.4f} ({prior}){area}"
 
@@ -305,6 +304,11 @@ class RobustnessResults:
 
     def _by_speaker(self, group: Group, cells: Sequence[int]) -> dict[str, float]:
         return scores_by_group(group.counts(cells).sum(axis=0), group.tallies[0].speaker_ids)
+
+
+def counted_models(count: int) -> str:
+    """So many models, in words."""
+    return f"{count} model{'s' * (count != 1)}"
 
 
 def _on_curve(cell: Cell) -> bool:

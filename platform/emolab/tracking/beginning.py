@@ -21,7 +21,7 @@ from typing import Any
 from emolab.names import UserError
 from emolab.redaction import redact
 from emolab.sessions.manifest import canonical_json, write_atomically
-from emolab.tracking.provenance import CLEAN, COMMIT, code_version
+from emolab.tracking.provenance import CLEAN, COMMIT, code_version, together
 from emolab.tracking.tracker import MissingRunError, Run, Tracker
 
 KEY_FILE = "run.key"
@@ -89,9 +89,7 @@ def _remembered(file: Path, version: Mapping[str, str], *, computes: bool) -> di
     if ours not in known and (computes or not known):
         known.append(ours)
         write_atomically(file, json.dumps(known).encode())  # before anything is computed
-    states = {clean for _, clean in known}
-    clean = next((state for state in ("false", "unknown", "true") if state in states), "unknown")
-    return {COMMIT: " ".join(dict.fromkeys(commit for commit, _ in known)), CLEAN: clean}
+    return together([{COMMIT: commit, CLEAN: clean} for commit, clean in known])
 
 
 def own_record(folder: Path, identity: Mapping[str, Any], *, holds: str) -> dict[str, Any] | None:

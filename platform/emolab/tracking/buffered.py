@@ -88,7 +88,7 @@ class BufferedTracker(MLflowTracker):
             UserError: the tracker can be reached and refuses, or the address is none.
         """
         self.uri = uri
-        self._name = experiment
+        self._name, self._id = experiment, None
         try:
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         except MlflowException as error:
@@ -108,10 +108,6 @@ class BufferedTracker(MLflowTracker):
     def client(self) -> MlflowClient:
         self._settle()
         return self._client
-
-    @property
-    def _experiment(self) -> str:  # asked for when it is needed
-        return self._delivery.sender.experiment(self._name)
 
     def start(
         self, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, key: str | None = None

@@ -6,6 +6,7 @@ import getpass
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -51,3 +52,11 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def together(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Tags of what several calls have computed: the commits of all, each once; clean only if all were."""
+    states = {version[CLEAN] for version in versions}
+    clean = next((state for state in ("false", "unknown", "true") if state in states), "unknown")
+    commits = dict.fromkeys(commit for version in versions for commit in version[COMMIT].split())
+    return {COMMIT: " ".join(commits), CLEAN: clean}

@@ -23,7 +23,7 @@ from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
 from emolab.tracking.outbox import LOCAL
 from emolab.tracking.reasons import reason_of
-from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal
+from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal, known_experiment
 from emolab.tracking.sqlite_store import make_store
 from emolab.tracking.tracker import MissingRunError, NoTracker, Run, Status, Tracker
 
@@ -90,7 +90,10 @@ class RunRecord:
 
 
 class MLflowTracker(Tracker):
-    """An experiment on an MLflow server or in an SQLite file."""
+    """An experiment on an MLflow server or in an SQLite file. It is made when its first run begins: who only reads, or
+    shows what would be done, leaves no empty one behind."""
+
+    _id: str | None
 
     def __init__(self, uri: str, experiment: str, *, artifacts: Path | None = None) -> None:
         """Open the store; an SQLite file is made where there is none.
@@ -99,14 +102,21 @@ class MLflowTracker(Tracker):
             UserError: the tracker cannot be reached.
         """
         self.uri = uri
+        self._name, self._id = experiment, None
+        self._location = artifacts.resolve().as_uri() if artifacts is not None else None
         try:
             if uri.startswith("sqlite:"):
                 make_store(uri, artifacts)
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            location = artifacts.resolve().as_uri() if artifacts is not None else None
-            self._experiment = experiment_id(self._client, experiment, location)
+            self._experiment()
         except (MlflowException, SQLAlchemyError) as error:
             raise UserError(f"the tracker {uri} cannot be used: {reason_of(error)}") from None
+
+    def _experiment(self) -> str | None:
+        """Its id; None while no run has begun in it."""
+        if self._id is None:
+            self._id = known_experiment(self._client, self._name)
+        return self._id
 
     @property
     def client(self) -> MlflowClient:
@@ -121,9 +131,10 @@ class MLflowTracker(Tracker):
             all_tags[LOCAL_ID_TAG] = LOCAL + key
             if begun := self.find(LOCAL_ID_TAG, LOCAL + key):
                 return self.resume(begun[-1])
-        run = self._client.create_run(
-            self._experiment, run_name=checked_name(name, what="run name"), tags=redacted(all_tags)
-        )
+        checked_name(name, what="run name")
+        if self._id is None:
+            self._id = experiment_id(self._client, self._name, self._location)
+        run = self._client.create_run(self._id, run_name=name, tags=redacted(all_tags))
         return MLflowRun(self._client, run.info.run_id)
 
     def resume(self, run_id: str, *, parent: str | None = None) -> Run:
@@ -176,7 +187,10 @@ class MLflowTracker(Tracker):
         Args:
             experiments: their ids; None: the tracker's own.
         """
-        among = [self._experiment] if experiments is None else list(experiments)
+        own = self._experiment() if experiments is None else None
+        among = list(experiments or ()) if own is None else [own]
+        if not among:
+            return []
         found: list[str] = []
         token: str | None = None
         while True:
@@ -208,6 +222,9 @@ class MLflowTracker(Tracker):
             tags=dict(run.data.tags),
             metrics=dict(run.data.metrics),
         )
+
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        return self.read(run_id).tags
 
     def artifact(self, run_id: str, name: str) -> bytes:
         """Content of a file that a run has stored.

@@ -155,7 +155,7 @@ class Sender:
             self._client.log_artifact(run_id, str(path), folder)
 
     def experiment(self, name: str) -> str:
-        """Id of an experiment."""
+        """Id of an experiment, which is made where it is missing."""
         if name not in self._experiments:
             self._experiments[name] = experiment_id(self._client, name)
         return self._experiments[name]
@@ -171,16 +171,22 @@ def _batches(entries: Sequence[Entry]) -> Iterable[Sequence[Entry]]:
 
 def experiment_id(client: MlflowClient, name: str, location: str | None = None) -> str:
     """Id of an experiment, which is made where it is missing."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
+    known = known_experiment(client, name)
+    if known is not None:
+        return known
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:
-        found = client.get_experiment_by_name(name)  # another process was faster
-        if found is None:
+        known = known_experiment(client, name)  # another process was faster
+        if known is None:
             raise
-        return found.experiment_id
+        return known
+
+
+def known_experiment(client: MlflowClient, name: str) -> str | None:
+    """Id of an experiment; None where it is missing."""
+    found = client.get_experiment_by_name(name)
+    return None if found is None else found.experiment_id
 
 
 def find_local(client: MlflowClient, experiment: str, local: str) -> str:

@@ -87,6 +87,10 @@ class Tracker(ABC):
     def find(self, tag: str, value: str, *, parent: str | None = None) -> Sequence[str]:
         """Ids of the runs of this experiment that carry a tag, newest first."""
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        """What a run is tagged with, where runs are kept."""
+        return {}
+
     def settle(self, run_id: str) -> str | None:
         """Wait until the tracker has everything that was written.
 

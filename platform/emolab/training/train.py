@@ -88,9 +88,7 @@ def train(
             return TrainedModel(
                 folder=folder, run_id=run.run_id, manifest=manifest, progress=finished, resumed_finished=True
             )
-        return _train(
-            settings, manifest, folder, checkpoints, run, report=report, resuming=resuming, cluster=cluster
-        )
+        return _train(settings, manifest, folder, checkpoints, run, report=report, resuming=resuming, cluster=cluster)
 
 
 def run_folder(settings: TrainSettings, manifest: Manifest) -> Path:

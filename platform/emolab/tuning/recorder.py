@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emolab.tracking.provenance import code_version
+from emolab.tracking.provenance import CLEAN, COMMIT, code_version, together
 from emolab.tracking.tracker import Run, Tracker
 from emolab.tuning.study import Study
 from emolab.tuning.trials import METRIC, ROBUSTNESS, TrialRecord
@@ -94,18 +94,22 @@ class TrialRecorder:
                 self.trouble = self.trouble or " ".join(str(error).split())[:200]
 
     def _begin(self, number: int, parameters: Mapping[str, Any]) -> Run:
-        self._version = self._version or code_version()
         tags = {"emolab.kind": self._kind, self._tag: str(number), "emolab.trial_state": _RUNNING}
-        run = self._tracker.start(f"{self._kind}-{number:04d}", parent=self._parent, tags=self._version | tags)
+        run = self._tracker.start(f"{self._kind}-{number:04d}", parent=self._parent, tags=self._code() | tags)
         run.log_parameters(parameters)
         self._runs[number] = run
         return run
 
+    def _code(self) -> dict[str, str]:
+        self._version = self._version or code_version()
+        return self._version
+
     def _resume(self, number: int, parameters: Mapping[str, Any], curve: Sequence[Mapping[str, float]]) -> None:
         runs = self._tracker.find(self._tag, str(number), parent=self._parent)
         if runs:
+            known = {COMMIT: "unknown", CLEAN: "unknown"} | dict(self._tracker.tags(runs[0]))
             self._runs[number] = run = self._tracker.resume(runs[0])
-            run.set_tags({"emolab.trial_state": _RUNNING})
+            run.set_tags(together([known, self._code()]) | {"emolab.trial_state": _RUNNING})
         else:
             self._begin(number, parameters)
         self._log(number, curve)
