@@ -597,6 +597,7 @@ def judged(scores: Mapping[str, Sequence[float]], *, sessions: int = 60, **chang
                     history=({"epoch": 1, "train_loss": 1.0, "validation_loss": None},),
                     metrics={"trainable_parameters": 10.0 + number, "training_seconds": 2.0, "test_accuracy": share},
                     ended=1.0,
+                    first_opened="2030-01-01T00:00:00+00:00",
                     opened="2030-01-01T00:00:00+00:00",
                     openings=1,
                 )
@@ -679,11 +680,27 @@ def test_the_header_does_not_say_once_of_what_was_opened_again_nor_after_all_of_
     comparison = judged({"edu_emotionnet": [0.8, 0.8], "mult": [0.6, 0.6]}).comparison
     *others, last = comparison.cells
     late = datetime.fromisoformat(last.opened).timestamp() + 60.0
-    added = analyse(replace(comparison, cells=(*others, replace(last, openings=3, ended=late))), resamples=50)
+    again = replace(last, openings=3, ended=late, opened="2031-01-01T00:00:00+00:00")
+    added = analyse(replace(comparison, cells=(*others, again)), resamples=50)
     text = "\n".join(header_lines(added))
     assert "opened once for every model and seed but mult (seed 1) 3 times: 2030" in text
+    assert "to 2031-01-01" in text
     assert "9 times for models in all, 6 of these here" in text
     assert "1 of these models was trained after the first opening" in text and "after all of them" not in text
+
+
+def test_the_first_opening_is_kept_when_a_run_is_opened_again(tmp_path: Path, toy_data: Path) -> None:
+    tracker = open_tracker(enabled=True, uri=None, experiment="tests", output=tmp_path)
+    assert isinstance(tracker, MLflowTracker)
+    run = tracker.start("swept")
+    manifest = read_manifest(toy_data)
+    opening.open_for_sweep(manifest, run_id=run.run_id, tracker=tracker)
+    first = tracker.read(run.run_id).tags[opening.OPENED]
+    opening.open_for_sweep(manifest, run_id=run.run_id, tracker=tracker)
+    tags = tracker.read(run.run_id).tags
+    assert opening.first_opening(tags) == first < tags[opening.OPENED]
+    assert opening.first_opening({opening.OPENED: first}) == first  # a run of before this was said
+    assert opening.first_opening({}) == ""
 
 
 def test_the_code_of_every_call_that_made_a_comparison_is_named() -> None:

@@ -50,13 +50,13 @@ def header_lines(analysis: Analysis) -> list[str]:
 def _openings(analysis: Analysis) -> str:
     """How often and when the test split was opened, here and by others."""
     cells = [cell for cell in analysis.comparison.cells if cell.openings]
-    when = sorted(cell.opened for cell in cells)
+    first, last = min(cell.first_opened for cell in cells), max(cell.opened for cell in cells)
     again = [f"{cell.model} (seed {cell.seed}) {times(cell.openings)}" for cell in cells if cell.openings > 1]
     often = f"once for every model and seed but {', '.join(again)}" if again else "once for every model and seed"
     after = "" if analysis.trained_late() else ", after all of them were trained"
     here, known = sum(cell.openings for cell in cells), analysis.comparison.openings
     return (
-        f"The test split was opened {often}{after}: {when[0]} to {when[-1]}. This tracker has seen it opened "
+        f"The test split was opened {often}{after}: {first} to {last}. This tracker has seen it opened "
         f"{times(known['models'])} for models in all, {here} of these here, and {times(known['sweeps'])} for "
         "robustness sweeps."
     )

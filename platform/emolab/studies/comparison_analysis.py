@@ -118,7 +118,7 @@ class Analysis:
     def trained_late(self) -> int:
         """Cells whose training ended after the test split was first opened: the comparison was extended."""
         cells = [cell for cell in self.comparison.cells if cell.sessions is not None]
-        first = min(datetime.fromisoformat(cell.opened).timestamp() for cell in cells)
+        first = min(datetime.fromisoformat(cell.first_opened).timestamp() for cell in cells)
         return sum(cell.ended is not None and cell.ended > first for cell in cells)
 
 

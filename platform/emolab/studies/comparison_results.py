@@ -41,8 +41,10 @@ class CellResult:
     metrics: Mapping[str, float]
     ended: float | None
     """When its training ended, seconds since 1970."""
+    first_opened: str
+    """When the test split was opened for it for the first time, UTC; empty for a cell that failed."""
     opened: str
-    """When the test split was last opened for it, UTC; empty for a cell that failed."""
+    """When it was last opened for it."""
     openings: int
     """How often it was opened for it; more than once only after an interruption."""
 
@@ -114,7 +116,7 @@ def read_comparison(tracker: MLflowTracker, run_id: str) -> Comparison:
 def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
     known = {key: cell[key] for key in ("model", "seed", "run_id", "failure")}
     if cell["failure"]:
-        return CellResult(**known, metrics={}, ended=None, opened="", openings=0)
+        return CellResult(**known, metrics={}, ended=None, first_opened="", opened="", openings=0)
     run = tracker.read(cell["run_id"])
     measured = tracker.artifact(run.run_id, theory.FILE_NAME) if theory.MEASURED in run.tags else None
     return CellResult(
@@ -124,6 +126,7 @@ def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
         history=tuple(json.loads(tracker.artifact(run.run_id, "history.json"))),
         metrics=run.metrics,
         ended=run.ended,
+        first_opened=test_split.first_opening(run.tags),
         opened=run.tags[test_split.OPENED],
         openings=int(run.tags[test_split.OPENINGS]),
     )

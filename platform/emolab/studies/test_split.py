@@ -36,6 +36,8 @@ from emolab.training.train import load_model
 FILE_NAME = "test_sessions.parquet"
 OPENINGS = "emolab.test_openings"
 """Tag: how often the test split was opened for this run; more than 1 only after an interruption."""
+FIRST_OPENED = "emolab.test_first_opened"
+"""Tag: when it was opened for the first time, UTC."""
 OPENED = "emolab.test_opened"
 """Tag: when it was last opened, UTC."""
 OPENED_BY = "emolab.test_opened_by"
@@ -123,12 +125,20 @@ def openings(tracker: MLflowTracker, dataset: str) -> dict[str, int]:
 
 def _opening(tags: Mapping[str, str], manifest: Manifest, *, opened_by: str) -> dict[str, str]:
     """Tags of one more opening of a run."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return {
         OPENINGS: str(int(tags.get(OPENINGS, "0")) + 1),
-        OPENED: datetime.now(UTC).isoformat(timespec="milliseconds"),
+        FIRST_OPENED: first_opening(tags) or now,
+        OPENED: now,
         OPENED_BY: opened_by,
         DATASET: manifest.digest,
     }
+
+
+def first_opening(tags: Mapping[str, str]) -> str:
+    """When the split was opened for a run for the first time, UTC; empty where it never was. For runs that do not say
+    so, when it was last opened."""
+    return tags.get(FIRST_OPENED) or tags.get(OPENED, "")
 
 
 def _load(folder: Path, manifest: Manifest, split: Split) -> SessionStore:
