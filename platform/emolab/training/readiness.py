@@ -36,14 +36,16 @@ def check_room(workers: WorkerSettings, *, count: int, purpose: str) -> None:
     Raises:
         UserError: naming what falls short.
     """
-    alone = workers.resources(1)
     require(workers.resources(count), purpose=purpose)
-    if fitting(alone) < count:
-        largest = max((node.get("CPU", 0.0) for node in nodes()), default=0.0)
-        raise UserError(
-            f"{purpose} cannot run here: a worker needs {workers.cpus:g} CPU and {workers.gpus} GPU of one node, and "
-            f"the largest node has {largest:g} CPU"
-        )
+    room = fitting(workers.resources(1))
+    if room >= count:
+        return
+    reason = f"the nodes together have room for {room} of {count}"
+    if not room:
+        largest = max(nodes(), key=lambda node: (node.get("GPU", 0.0) >= workers.gpus, node.get("CPU", 0.0)))
+        reason = f"the largest node has {largest.get('CPU', 0.0):g} CPU and {largest.get('GPU', 0.0):g} GPU"
+    needs = f"a worker needs {workers.cpus:g} CPU and {workers.gpus} GPU of one node"
+    raise UserError(f"{purpose} cannot run here: {needs}, and {reason}")
 
 
 def check_writable(output: Path) -> None:

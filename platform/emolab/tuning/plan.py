@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from emolab.cluster import fitting, free, require, user_error
+from emolab.cluster import fitting, free, user_error
 from emolab.names import LONGEST, UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
@@ -131,8 +131,9 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     needs = settings.workers.resources(settings.workers.count)
     room = fitting(settings.workers.resources(1)) // settings.workers.count
     final_workers = tuning.final_workers or max(settings.workers.count, min(4, room * settings.workers.count))
-    require(
-        settings.workers.resources(final_workers),
+    check_room(
+        settings.workers,
+        count=final_workers,
         purpose=f"training the best configuration with {final_workers} workers",
     )
     trials = tuning.trials

@@ -1,0 +1,111 @@
+"""What fits a cluster of several nodes: a process lies on one of them, whatever they hold together.
+
+One cluster for all of it, in a process of its own, each node with a raylet of its own on this machine: a head without
+CPUs, two nodes with three CPUs each, and one with a GPU and no CPU.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from ray.cluster_utils import Cluster
+from tests.conftest import REPOSITORY
+from tests.training.test_loop import settings_for
+from tests.tuning.test_search import tune_settings
+
+from emolab.cluster import ClusterSettings, connected
+from emolab.names import UserError
+from emolab.training.distributed import fit_distributed
+from emolab.training.recipe import TrainSettings, WorkerSettings
+from emolab.tuning.plan import plan_search
+from emolab.tuning.settings import TuneSettings
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+SECONDS = 60
+
+
+def train_settings(data: Path, folder: Path, **workers: Any) -> TrainSettings:
+    settings = settings_for(data, folder, epochs=1)
+    return settings.model_copy(update={"workers": WorkerSettings.model_validate(workers)})
+
+
+def search_settings(data: Path, folder: Path, *, cpus: float, **tuning: Any) -> TuneSettings:
+    workers = WorkerSettings.model_validate({"cpus": cpus})
+    return tune_settings(data, folder, **tuning).model_copy(update={"workers": workers})
+
+
+def a_final_that_fits_the_sum_alone(data: Path, folder: Path) -> object:
+    return plan_search(search_settings(data, folder, cpus=2.0, final_workers=3)).final_workers
+
+
+def a_final_of_as_many_workers_as_fit(data: Path, folder: Path) -> object:
+    return plan_search(search_settings(data, folder, cpus=2.0, final_workers=None)).final_workers
+
+
+def a_training_that_fits_the_sum_alone(data: Path, folder: Path) -> object:
+    return fit_distributed(train_settings(data, folder, count=3, cpus=2.0), folder / "training")
+
+
+CASES: dict[str, Callable[[Path, Path], object]] = {
+    case.__name__: case
+    for case in (
+        a_final_that_fits_the_sum_alone,
+        a_final_of_as_many_workers_as_fit,
+        a_training_that_fits_the_sum_alone,
+    )
+}
+
+
+def answer(case: Callable[[], object]) -> str:
+    """What comes of a case, or its refusal; a case that waits for what never comes is interrupted."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(SECONDS)
+    try:
+        return str(case())
+    except UserError as error:
+        return f"UserError: {error}"
+    except TimeoutError:
+        return "waits for ever"
+    finally:
+        signal.alarm(0)
+
+
+def ask_all(data: str, folder: str) -> None:
+    """The process: every case on one cluster, and the answers into a file."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for resources in ({"num_cpus": 3}, {"num_cpus": 3}, {"num_cpus": 0, "num_gpus": 1}):
+        cluster.add_node(**resources)
+    try:
+        with connected(ClusterSettings(address=cluster.address)):
+            said = {name: answer(partial(case, Path(data), Path(folder))) for name, case in CASES.items()}
+    finally:
+        cluster.shutdown()
+    (Path(folder) / "said.json").write_text(json.dumps(said))
+
+
+@pytest.fixture(scope="module")
+def said(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("nodes")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(REPOSITORY / p) for p in ("platform", "model", ""))}
+    script = f"from tests.jobs.test_several_nodes import ask_all; ask_all({str(toy_data)!r}, {str(folder)!r})"
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=REPOSITORY, check=True, timeout=500)
+    return json.loads((folder / "said.json").read_text())
+
+
+def test_workers_that_fit_the_sum_of_the_nodes_alone_are_refused(said: dict[str, str]) -> None:
+    reason = "a worker needs 2 CPU and 0 GPU of one node, and the nodes together have room for 2 of 3"
+    purpose = "training the best configuration with 3 workers"
+    assert said["a_final_that_fits_the_sum_alone"] == f"UserError: {purpose} cannot run here: {reason}"
+    assert said["a_final_of_as_many_workers_as_fit"] == "2"
+    assert said["a_training_that_fits_the_sum_alone"] == f"UserError: training with 3 workers cannot run here: {reason}"
