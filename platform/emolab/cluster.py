@@ -91,16 +91,41 @@ def require(resources: Mapping[str, float], *, purpose: str) -> None:
     short = [
         f"{amount:g} {name} needed, {available.get(name, 0.0):g} in the cluster"
         for name, amount in resources.items()
-        if amount > available.get(name, 0.0)
+        if _parts(amount) > _parts(available.get(name, 0.0))
     ]
     if short:
         raise UserError(f"{purpose} cannot run here: {'; '.join(short)}")
 
 
-def fitting(resources: Mapping[str, float]) -> int:
+def room(worker: Mapping[str, float], *, purpose: str, count: int = 1) -> int:
     """How many processes with these resources the cluster's nodes hold together; a process does not spread over
-    nodes."""
-    return sum(int(min(node.get(name, 0.0) // amount for name, amount in resources.items())) for node in nodes())
+    nodes.
+
+    Raises:
+        UserError: fewer than ``count``, naming what falls short.
+    """
+    require({name: count * amount for name, amount in worker.items()}, purpose=purpose)
+    fits = fitting(worker)
+    if fits >= count:
+        return fits
+    processors, accelerators = worker.get("CPU", 0.0), worker.get("GPU", 0.0)
+    reason = f"the nodes together have room for {fits} of {count}"
+    if not fits:
+        largest = max(nodes(), key=lambda node: (node.get("GPU", 0.0) >= accelerators, node.get("CPU", 0.0)))
+        reason = f"the largest node has {largest.get('CPU', 0.0):g} CPU and {largest.get('GPU', 0.0):g} GPU"
+    needs = f"a worker needs {processors:g} CPU and {accelerators:g} GPU of one node"
+    raise UserError(f"{purpose} cannot run here: {needs}, and {reason}")
+
+
+def fitting(worker: Mapping[str, float]) -> int:
+    """As ``room``, where none may fit."""
+    needs = {name: parts for name, amount in worker.items() if (parts := _parts(amount))}
+    return sum(min(_parts(node.get(name, 0.0)) // parts for name, parts in needs.items()) for node in nodes())
+
+
+def _parts(amount: float) -> int:
+    """An amount of a resource in ten-thousandths, as Ray counts it: 1.0 // 0.2 is 4."""
+    return round(amount * 10_000)
 
 
 def free(resources: Mapping[str, float]) -> str:

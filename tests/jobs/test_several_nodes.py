@@ -22,6 +22,10 @@ from tests.tuning.test_search import tune_settings
 
 from emolab.cluster import ClusterSettings, connected
 from emolab.names import UserError
+from emolab.robustness.sweep import run_sweep
+from emolab.robustness.sweep_plan import SweepPlan, Unit
+from emolab.studies.comparison import plan_comparison
+from emolab.studies.comparison_settings import CompareSettings
 from emolab.training.distributed import fit_distributed
 from emolab.training.recipe import TrainSettings, WorkerSettings
 from emolab.tuning.plan import plan_search
@@ -53,11 +57,30 @@ def a_training_that_fits_the_sum_alone(data: Path, folder: Path) -> object:
     return fit_distributed(train_settings(data, folder, count=3, cpus=2.0), folder / "training")
 
 
+def many_workers_of_a_fifth_of_a_processor(data: Path, folder: Path) -> object:
+    """Thirty are six CPUs; 3 // 0.2 is 14."""
+    plan = search_settings(data, folder, cpus=0.2, final_workers=30, concurrency=None, trials=64)
+    return plan_search(plan).concurrency
+
+
+def a_comparison_on_a_node_without_processors(data: Path, folder: Path) -> object:
+    return plan_comparison(CompareSettings.model_validate({"data": str(data), "output": str(folder), "gpus": 0.25}))
+
+
+def a_sweep_on_a_node_without_processors(data: Path, folder: Path) -> object:
+    unit = Unit(model=0, sessions=range(1), cells=range(0), file="unit")
+    plan = SweepPlan(models=(folder,), data=data, split="test", cells=(), units=(unit,), gpus=0.25)
+    return run_sweep(plan, folder / "sweep", report=print, stall_seconds=5)
+
+
 CASES: dict[str, Callable[[Path, Path], object]] = {
     case.__name__: case
     for case in (
         a_final_that_fits_the_sum_alone,
         a_final_of_as_many_workers_as_fit,
+        many_workers_of_a_fifth_of_a_processor,
+        a_comparison_on_a_node_without_processors,
+        a_sweep_on_a_node_without_processors,
         a_training_that_fits_the_sum_alone,
     )
 }
@@ -109,3 +132,23 @@ def test_workers_that_fit_the_sum_of_the_nodes_alone_are_refused(said: dict[str,
     assert said["a_final_that_fits_the_sum_alone"] == f"UserError: {purpose} cannot run here: {reason}"
     assert said["a_final_of_as_many_workers_as_fit"] == "2"
     assert said["a_training_that_fits_the_sum_alone"] == f"UserError: training with 3 workers cannot run here: {reason}"
+
+
+def test_small_shares_of_processors_are_counted_as_ray_counts_them(said: dict[str, str]) -> None:
+    assert said["many_workers_of_a_fifth_of_a_processor"] == "30"
+
+
+@pytest.mark.parametrize(
+    ("case", "purpose"),
+    [
+        ("a_comparison_on_a_node_without_processors", "a cell of the comparison"),
+        ("a_sweep_on_a_node_without_processors", "a robustness sweep"),
+    ],
+)
+def test_processors_of_one_node_and_the_gpu_of_another_are_no_room(
+    said: dict[str, str], case: str, purpose: str
+) -> None:
+    assert said[case] == (
+        f"UserError: {purpose} cannot run here: a worker needs 1 CPU and 0.25 GPU of one node, and the largest node "
+        "has 0 CPU and 1 GPU"
+    )

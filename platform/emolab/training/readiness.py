@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emolab.cluster import fitting, nodes, require
+from emolab.cluster import room
 from emolab.names import UserError
 from emolab.sessions.loading import split_blocks
 from emolab.sessions.manifest import Manifest
@@ -36,16 +36,7 @@ def check_room(workers: WorkerSettings, *, count: int, purpose: str) -> None:
     Raises:
         UserError: naming what falls short.
     """
-    require(workers.resources(count), purpose=purpose)
-    room = fitting(workers.resources(1))
-    if room >= count:
-        return
-    reason = f"the nodes together have room for {room} of {count}"
-    if not room:
-        largest = max(nodes(), key=lambda node: (node.get("GPU", 0.0) >= workers.gpus, node.get("CPU", 0.0)))
-        reason = f"the largest node has {largest.get('CPU', 0.0):g} CPU and {largest.get('GPU', 0.0):g} GPU"
-    needs = f"a worker needs {workers.cpus:g} CPU and {workers.gpus} GPU of one node"
-    raise UserError(f"{purpose} cannot run here: {needs}, and {reason}")
+    room(workers.resources(1), purpose=purpose, count=count)
 
 
 def check_writable(output: Path) -> None:
