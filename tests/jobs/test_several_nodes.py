@@ -9,9 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, NoReturn
 
 import pytest
@@ -20,13 +24,14 @@ from tests.conftest import REPOSITORY
 from tests.training.test_loop import settings_for
 from tests.tuning.test_search import tune_settings
 
-from emolab.cluster import ClusterSettings, connected
+from emolab.cluster import ClusterSettings, cluster_gpus, connected, room
 from emolab.names import UserError
 from emolab.robustness.sweep import run_sweep
 from emolab.robustness.sweep_plan import SweepPlan, Unit
 from emolab.studies.comparison import plan_comparison
 from emolab.studies.comparison_settings import CompareSettings
 from emolab.training.distributed import fit_distributed
+from emolab.training.readiness import check_room
 from emolab.training.recipe import TrainSettings, WorkerSettings
 from emolab.tuning.plan import plan_search
 from emolab.tuning.settings import TuneSettings
@@ -73,17 +78,41 @@ def a_sweep_on_a_node_without_processors(data: Path, folder: Path) -> object:
     return run_sweep(plan, folder / "sweep", report=print, stall_seconds=5)
 
 
-CASES: dict[str, Callable[[Path, Path], object]] = {
-    case.__name__: case
-    for case in (
-        a_final_that_fits_the_sum_alone,
-        a_final_of_as_many_workers_as_fit,
-        many_workers_of_a_fifth_of_a_processor,
-        a_comparison_on_a_node_without_processors,
-        a_sweep_on_a_node_without_processors,
-        a_training_that_fits_the_sum_alone,
-    )
-}
+def a_training(data: Path, folder: Path) -> object:
+    return check_room(WorkerSettings(count=2), count=2, purpose="training with 2 workers")
+
+
+def processes_of_two_processors(data: Path, folder: Path) -> object:
+    return room({"CPU": 2.0}, purpose="a process")
+
+
+def a_process_larger_than_any_node(data: Path, folder: Path) -> object:
+    return room({"CPU": 4.0}, purpose="a process")
+
+
+def more_processors_than_it_grows_to(data: Path, folder: Path) -> object:
+    return room({"CPU": 1.0}, purpose="a process", count=7)
+
+
+def gpus(data: Path, folder: Path) -> object:
+    return cluster_gpus()
+
+
+ON_A_GROWING_CLUSTER = (
+    a_training,
+    processes_of_two_processors,
+    a_process_larger_than_any_node,
+    more_processors_than_it_grows_to,
+    gpus,
+)
+CASES = (
+    a_final_that_fits_the_sum_alone,
+    a_final_of_as_many_workers_as_fit,
+    many_workers_of_a_fifth_of_a_processor,
+    a_comparison_on_a_node_without_processors,
+    a_sweep_on_a_node_without_processors,
+    a_training_that_fits_the_sum_alone,
+)
 
 
 def answer(case: Callable[[], object]) -> str:
@@ -104,14 +133,40 @@ def answer(case: Callable[[], object]) -> str:
         signal.alarm(0)
 
 
+@contextmanager
+def growing(address: str) -> Iterator[None]:
+    """The cluster is said to have an autoscaler that may add what is added later."""
+    os.environ["EMOLAB_GROWS_TO"] = "[{nodes: 2, cpus: 3}, {nodes: 1, cpus: 0, gpus: 1}]"
+    try:
+        with connected(ClusterSettings(address=address)):
+            yield
+    finally:
+        del os.environ["EMOLAB_GROWS_TO"]
+
+
 def ask_all(data: str, folder: str) -> None:
     """The process: every case on one cluster, and the answers into a file."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for resources in ({"num_cpus": 3}, {"num_cpus": 3}, {"num_cpus": 0, "num_gpus": 1}):
-        cluster.add_node(**resources)
+    said: dict[str, str] = {}
+
+    def ask(when: str, cases: Iterable[Callable[[Path, Path], object]]) -> None:
+        said.update({when + case.__name__: answer(partial(case, Path(data), Path(folder))) for case in cases})
+
     try:
         with connected(ClusterSettings(address=cluster.address)):
-            said = {name: answer(partial(case, Path(data), Path(folder))) for name, case in CASES.items()}
+            ask("idle: ", [a_training])
+            with growing(cluster.address):
+                ask("growing: ", ON_A_GROWING_CLUSTER)
+                settings, place = train_settings(Path(data), Path(folder), count=2), Path(folder) / "waiting"
+                training = Thread(target=copy_context().run, args=(fit_distributed, settings, place), daemon=True)
+                training.start()
+                time.sleep(3)
+                for resources in ({"num_cpus": 3}, {"num_cpus": 3}, {"num_cpus": 0, "num_gpus": 1}):
+                    cluster.add_node(**resources)
+                training.join(timeout=200)
+                said["waiting"] = str(len(list((place / "checkpoints").glob("epoch-*"))))
+                ask("grown: ", ON_A_GROWING_CLUSTER)
+            ask("", CASES)
     finally:
         cluster.shutdown()
     (Path(folder) / "said.json").write_text(json.dumps(said))
@@ -152,3 +207,31 @@ def test_processors_of_one_node_and_the_gpu_of_another_are_no_room(
         f"UserError: {purpose} cannot run here: a worker needs 1 CPU and 0.25 GPU of one node, and the largest node "
         "has 0 CPU and 1 GPU"
     )
+
+
+def test_an_idle_cluster_is_too_small_unless_it_is_said_to_grow(said: dict[str, str]) -> None:
+    refused = "UserError: training with 2 workers cannot run here: 2 CPU needed, 0 in the cluster"
+    assert said["idle: a_training"] == refused
+    for when in ("growing: ", "grown: "):  # a node that has come is not counted twice
+        assert said[when + "a_training"] == "None"
+        assert said[when + "processes_of_two_processors"] == "2"
+        assert said[when + "gpus"] == "1"
+        assert "the largest node has 3 CPU and 0 GPU" in said[when + "a_process_larger_than_any_node"]
+        assert "7 CPU needed, 6 in the cluster at its largest" in said[when + "more_processors_than_it_grows_to"]
+
+
+def test_a_training_waits_for_the_nodes_that_its_cluster_grows_by(said: dict[str, str]) -> None:
+    assert said["waiting"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("8", "a list"), ("[{nodes: 8}]", "0.cpus: is missing"), ("[{nodes: 8, cpus: x}]", "0.cpus: "), ("[", "no YAML")],
+)
+def test_a_growth_that_cannot_be_read_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None], said: str, reason: str
+) -> None:
+    monkeypatch.setenv("EMOLAB_GROWS_TO", said)
+    with pytest.raises(UserError) as error, connected(ClusterSettings(address="127.0.0.1:1")):
+        pytest.fail()
+    one_line(error, f"EMOLAB_GROWS_TO={said}: ", reason, "use a list such as [{nodes: 8, cpus: 4}]")
