@@ -11,12 +11,16 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from emolab.cluster_settings import ClusterSettings, joins_cluster
+from emolab.cluster_settings import ClusterSettings, NodeGroup, joins_cluster
+from emolab.mistakes import first_mistake
 from emolab.names import UserError
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -26,10 +30,12 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
     """Ray for the length of a job: the submitted job's or RAY_ADDRESS, else one of our own on loopback."""
     if ray.is_initialized():
-        yield
+        with _growing(settings) if settings else nullcontext():
+            yield
         return
     settings = settings or ClusterSettings()
-    _prepare_environment()
+    groups = _groups(settings)
+    _prepare_environment(progress_seconds=_NODE_SECONDS if groups else _PROGRESS_SECONDS)
     try:
         with _own_sigterm():
             context = _connect(settings)
@@ -46,9 +52,47 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
     if context.dashboard_url:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
     try:
-        yield
+        with _growing(settings):
+            yield
     finally:
         ray.shutdown()
+
+
+GROWS_TO = "EMOLAB_GROWS_TO"
+"""Variable that says for all jobs of a cluster what ``cluster.grows_to`` says for one: Ray does not tell a job which
+nodes its autoscaler may add."""
+_PROGRESS_SECONDS = 120.0
+_NODE_SECONDS = 1800.0
+"""So long may a node take that is asked for: its machine is started, and the image fetched."""
+_may_have: ContextVar[tuple[NodeGroup, ...]] = ContextVar("may_have", default=())
+
+
+@contextmanager
+def _growing(settings: ClusterSettings) -> Iterator[None]:
+    token = _may_have.set(_groups(settings))
+    try:
+        yield
+    finally:
+        _may_have.reset(token)
+
+
+def _groups(settings: ClusterSettings) -> tuple[NodeGroup, ...]:
+    """The nodes that the autoscaler may have; none where Ray is a local one."""
+    said = os.environ.get(GROWS_TO)
+    if settings.is_local or settings.grows_to is not None or not said:
+        return () if settings.is_local else settings.grows_to or ()
+    try:
+        return TypeAdapter(tuple[NodeGroup, ...]).validate_python(yaml.safe_load(said))
+    except yaml.YAMLError:
+        reason = "no YAML"
+    except ValidationError as error:
+        reason = first_mistake(error)
+    raise UserError(f"{GROWS_TO}={said[:100]}: {reason}: use a list such as [{{nodes: 8, cpus: 4}}]")
+
+
+def start_seconds(seconds: float) -> float:
+    """How long to wait for a process that takes so many seconds to start where its node is there already."""
+    return max(seconds, _NODE_SECONDS) if _may_have.get() else seconds
 
 
 def _connect(settings: ClusterSettings) -> Any:
@@ -79,20 +123,45 @@ def require(resources: Mapping[str, float], *, purpose: str) -> None:
     Raises:
         UserError: naming every resource that falls short.
     """
-    available = ray.cluster_resources()
+    available, where = total(), "in the cluster at its largest" if _may_have.get() else "in the cluster"
     short = [
-        f"{amount:g} {name} needed, {available.get(name, 0.0):g} in the cluster"
+        f"{amount:g} {name} needed, {available.get(name, 0.0):g} {where}"
         for name, amount in resources.items()
-        if amount > available.get(name, 0.0)
+        if _parts(amount) > _parts(available.get(name, 0.0))
     ]
     if short:
         raise UserError(f"{purpose} cannot run here: {'; '.join(short)}")
 
 
-def fitting(resources: Mapping[str, float]) -> int:
+def room(worker: Mapping[str, float], *, purpose: str, count: int = 1) -> int:
     """How many processes with these resources the cluster's nodes hold together; a process does not spread over
-    nodes."""
-    return sum(int(min(node.get(name, 0.0) // amount for name, amount in resources.items())) for node in nodes())
+    nodes.
+
+    Raises:
+        UserError: fewer than ``count``, naming what falls short.
+    """
+    require({name: count * amount for name, amount in worker.items()}, purpose=purpose)
+    fits = fitting(worker)
+    if fits >= count:
+        return fits
+    processors, accelerators = worker.get("CPU", 0.0), worker.get("GPU", 0.0)
+    reason = f"the nodes together have room for {fits} of {count}"
+    if not fits:
+        largest = max(nodes(), key=lambda node: (node.get("GPU", 0.0) >= accelerators, node.get("CPU", 0.0)))
+        reason = f"the largest node has {largest.get('CPU', 0.0):g} CPU and {largest.get('GPU', 0.0):g} GPU"
+    needs = f"a worker needs {processors:g} CPU and {accelerators:g} GPU of one node"
+    raise UserError(f"{purpose} cannot run here: {needs}, and {reason}")
+
+
+def fitting(worker: Mapping[str, float]) -> int:
+    """As ``room``, where none may fit."""
+    needs = {name: parts for name, amount in worker.items() if (parts := _parts(amount))}
+    return sum(min(_parts(node.get(name, 0.0)) // parts for name, parts in needs.items()) for node in nodes())
+
+
+def _parts(amount: float) -> int:
+    """An amount of a resource in ten-thousandths, as Ray counts it: 1.0 // 0.2 is 4."""
+    return round(amount * 10_000)
 
 
 def free(resources: Mapping[str, float]) -> str:
@@ -102,13 +171,25 @@ def free(resources: Mapping[str, float]) -> str:
 
 
 def nodes() -> list[dict[str, float]]:
-    """Resources of every node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Resources of every node that is alive, and of every one that an autoscaler may add."""
+    alive: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    to_come = [group.resources for group in _may_have.get() for _ in range(group.nodes)]
+    for node in alive:
+        known = {name: node[name] for name in ("CPU", "GPU") if node.get(name)}
+        if known in to_come:  # has come already
+            to_come.remove(known)
+    return alive + to_come
+
+
+def total() -> dict[str, float]:
+    """Resources of all ``nodes`` together."""
+    each = nodes()
+    return {name: sum(node.get(name, 0.0) for node in each) for name in {name for node in each for name in node}}
 
 
 def cluster_gpus() -> int:
     """GPUs of the connected cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(total().get("GPU", 0))
 
 
 def worker_environment() -> dict[str, str]:
@@ -134,8 +215,12 @@ def _kinds(error: type[UserError]) -> Iterator[type[UserError]]:
         yield from _kinds(kind)
 
 
-def _prepare_environment() -> None:
-    os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "120")  # an error instead of a hang
+def _prepare_environment(*, progress_seconds: float) -> None:
+    """
+    Args:
+        progress_seconds: after so long without progress Ray Data ends with an error.
+    """
+    os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", f"{progress_seconds:.0f}")  # instead of a hang
     # Tune's own handler ends its loop as if all trials were done, and the job would go on with what there is.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     import ray.data  # half a second that workers do not need

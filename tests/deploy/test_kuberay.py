@@ -17,6 +17,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from tests.conftest import REPOSITORY
 from tests.deploy.published_schemas import published_schema, strict
 
+from emolab.cluster import GROWS_TO
+
 FOLDER = REPOSITORY / "deploy" / "kuberay"
 KUBERNETES = "1.33"
 
@@ -209,6 +211,16 @@ def test_rays_autoscaler_reads_the_cluster_as_it_is_meant(name: str) -> None:
     )
 
 
+def test_jobs_are_told_what_the_autoscaler_may_add() -> None:
+    manifest = read("ray-cluster.yaml")
+    kinds = _derive_autoscaling_config_from_ray_cr(manifest)["available_node_types"]
+    head = cluster_of(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    [said] = [variable["value"] for variable in head if variable["name"] == GROWS_TO]
+    told = {(group["nodes"], group["cpus"], group.get("gpus", 0)) for group in yaml.safe_load(said)}
+    groups = [kind for name, kind in kinds.items() if name != "headgroup"]
+    assert told == {(k["max_workers"], k["resources"]["CPU"], k["resources"].get("GPU", 0)) for k in groups}
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_no_node_starts_without_a_token_or_as_root(name: str) -> None:
     manifest = read(name)
@@ -224,7 +236,7 @@ def test_no_node_starts_without_a_token_or_as_root(name: str) -> None:
             assert context["allowPrivilegeEscalation"] is False
             assert context["capabilities"] == {"drop": ["ALL"]}
             for variable in container.get("env", []):
-                assert variable["name"] == "OMP_NUM_THREADS" or "secretKeyRef" in variable["valueFrom"]
+                assert variable["name"] in {"OMP_NUM_THREADS", GROWS_TO} or "secretKeyRef" in variable["valueFrom"]
 
 
 def test_the_job_starts_what_exists() -> None:

@@ -104,7 +104,6 @@ def test_a_worker_that_no_node_can_hold_is_refused(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, toy_data: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 1.0}, {"CPU": 1.0}])
-    monkeypatch.setattr(readiness, "nodes", lambda: [{"CPU": 1.0}, {"CPU": 1.0}])
     wide = settings_of(toy_data, tmp_path, workers={"count": 1, "cpus": 2.0})
     with pytest.raises(UserError, match="a worker needs 2 CPU and 0 GPU of one node, and the largest node has 1 CPU"):
         readiness.check_room(wide.workers, count=1, purpose="training with 1 workers")

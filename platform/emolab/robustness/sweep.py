@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from emolab.cluster import require, user_error, worker_environment
+from emolab.cluster import room, user_error, worker_environment
 from emolab.names import UserError
 from emolab.robustness.evaluator import Evaluator
 from emolab.robustness.records import read_agreement, read_tally
@@ -66,15 +66,14 @@ def run_sweep(
     if not missing:
         return 0
     needs = {"CPU": 1.0} | ({"GPU": plan.gpus} if plan.gpus else {})
-    require(needs, purpose="a robustness sweep")
+    fits = room(needs, purpose="a robustness sweep")
     folder.mkdir(parents=True, exist_ok=True)
-    room = min(int(ray.cluster_resources()[name] / amount) for name, amount in needs.items())
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
     start = EvaluatorActor.options(num_gpus=plan.gpus, runtime_env=environment).remote
     device, load = "cuda" if plan.gpus else "cpu", opening()
     evaluators: list[Any] = [
         start(plan.data, plan.split, folder.resolve(), load, device)
-        for _ in range(min(actors or room, room, len(missing)))
+        for _ in range(min(actors or fits, fits, len(missing)))
     ]
     started = time.monotonic()
     try:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ray
-
+from emolab.cluster import total
 from emolab.corpora.corpus import Stage
 
 
@@ -23,8 +22,8 @@ class Pool:
 
 
 def cluster_size() -> tuple[float, float]:
-    """CPUs and GPUs of the connected cluster."""
-    resources = ray.cluster_resources()
+    """CPUs and GPUs of the connected cluster, with those that it may get."""
+    resources = total()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ray
 from rich.console import Console
 
-from emolab.cluster import connected, require
+from emolab.cluster import connected, room
 from emolab.commands import job_command
 from emolab.configuration import to_yaml
 from emolab.locks import holding
@@ -95,9 +94,7 @@ def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
             raise UserError(f"{settings.data} has no validation split to choose settings by: set search.trials=0")
         check_labels(manifest, "validation", data=settings.data, remedy="set search.trials=0")
     needs = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
-    require(needs, purpose="a cell of the comparison")
-    total = ray.cluster_resources()
-    fitting = int(min(total[key] / amount for key, amount in needs.items()))
+    fits = room(needs, purpose="a cell of the comparison")
     name = settings.name or f"comparison-{fingerprint(settings.identity() | {'data': manifest.digest})}"
     folder = contained(Path(settings.output), name, what="name of the comparison")
     if settings.search.trials:
@@ -107,7 +104,7 @@ def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
         folder=folder,
         manifest=manifest,
         cells=tuple(cells),
-        concurrency=min(settings.concurrency or fitting, fitting, len(cells)),
+        concurrency=min(settings.concurrency or fits, fits, len(cells)),
     )
 
 

@@ -16,13 +16,14 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
-from emolab.cluster import require, user_error, worker_environment
+from emolab.cluster import user_error, worker_environment
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import read_manifest
 from emolab.training.datasets import from_datasets, shared_datasets
 from emolab.training.loop import NonFiniteLossError, fit, run_to_end
 from emolab.training.metrics import EpochReport
 from emolab.training.processes import Workers
+from emolab.training.readiness import check_room
 from emolab.training.recipe import TrainSettings
 
 
@@ -45,7 +46,7 @@ def fit_distributed(
     """
     plan = settings.workers
     fewest = plan.minimum or plan.count
-    require(plan.resources(fewest), purpose=f"training with {fewest} workers")
+    check_room(plan, count=fewest, purpose=f"training with {fewest} workers")
     # Ray Train takes one report per poll, and by default polls every two seconds: short epochs would wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     data = Path(settings.data).resolve()

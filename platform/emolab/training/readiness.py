@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emolab.cluster import fitting, nodes, require
+from emolab.cluster import room
 from emolab.names import UserError
 from emolab.sessions.loading import split_blocks
 from emolab.sessions.manifest import Manifest
@@ -36,14 +36,7 @@ def check_room(workers: WorkerSettings, *, count: int, purpose: str) -> None:
     Raises:
         UserError: naming what falls short.
     """
-    alone = workers.resources(1)
-    require(workers.resources(count), purpose=purpose)
-    if fitting(alone) < count:
-        largest = max((node.get("CPU", 0.0) for node in nodes()), default=0.0)
-        raise UserError(
-            f"{purpose} cannot run here: a worker needs {workers.cpus:g} CPU and {workers.gpus} GPU of one node, and "
-            f"the largest node has {largest:g} CPU"
-        )
+    room(workers.resources(1), purpose=purpose, count=count)
 
 
 def check_writable(output: Path) -> None:

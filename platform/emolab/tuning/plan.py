@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from emolab.cluster import fitting, free, require, user_error
+from emolab.cluster import fitting, free, start_seconds, user_error
 from emolab.names import LONGEST, UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
@@ -131,8 +131,9 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
     needs = settings.workers.resources(settings.workers.count)
     room = fitting(settings.workers.resources(1)) // settings.workers.count
     final_workers = tuning.final_workers or max(settings.workers.count, min(4, room * settings.workers.count))
-    require(
-        settings.workers.resources(final_workers),
+    check_room(
+        settings.workers,
+        count=final_workers,
         purpose=f"training the best configuration with {final_workers} workers",
     )
     trials = tuning.trials
@@ -219,10 +220,11 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
 
 
 def _wait_for_start(actor: Any, resources: Mapping[str, float]) -> None:
-    if not ray.wait([actor.__ray_ready__.remote()], timeout=_START_SECONDS)[0]:
+    seconds = start_seconds(_START_SECONDS)
+    if not ray.wait([actor.__ray_ready__.remote()], timeout=seconds)[0]:
         raise UserError(
-            f"the process that times the trials did not start within {_START_SECONDS:g} s: {free(resources)}; wait "
-            "for the jobs that hold the rest"
+            f"the process that times the trials did not start within {seconds:g} s: {free(resources)}; wait for the "
+            "jobs that hold the rest"
         )
 
 
