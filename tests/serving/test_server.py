@@ -314,19 +314,44 @@ def test_two_servers_do_not_share_a_port(server: Server, one_line: Callable[...,
     one_line(error, f"cannot listen on 127.0.0.1:{server.port}:")
 
 
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """As they were, after a server in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_a_port_that_is_taken_meanwhile_is_one_line(
-    server: Server, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None]
+    server: Server, signal_handlers: None, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None]
 ) -> None:
     monkeypatch.setattr("emolab.serving.server.bound", lambda *_: socket.socket())
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     second = ServeSettings.model_validate({"model": str(server.world.model), "port": server.port})
-    try:
-        with pytest.raises(UserError) as error:
-            serve_live(second, dry_run=False, report=lambda _: None)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with pytest.raises(UserError) as error:
+        serve_live(second, dry_run=False, report=lambda _: None)
     one_line(error, f"cannot listen on 127.0.0.1:{server.port}: Address already in use")
+
+
+def test_a_server_without_a_free_cpu_says_what_it_waits_for_and_can_be_interrupted(
+    server: Server, signal_handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emolab.serving.server._SLOW_START_SECONDS", 1.0)
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("still starting"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    taken = ray.util.placement_group([{"CPU": 1.0}])
+    try:
+        ray.get(taken.ready(), timeout=60)
+        second = ServeSettings.model_validate({"model": str(server.world.model), "port": 0})
+        serve_live(second, dry_run=False, report=report)
+    finally:
+        ray.util.remove_placement_group(taken)
+    assert lines[1:] == ["still starting: 0 of 2 CPU are free", "stopped"]
 
 
 def test_it_ends_cleanly_on_a_signal(server: Server) -> None:
