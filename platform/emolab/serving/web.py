@@ -171,7 +171,6 @@ class _Conversation:
             # Who waits for an answer is not silent.
             patience = None if answering else self._limits.idle_seconds
             done, _ = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            tasks -= done
             if not done:
                 await self._refuse("idle", f"nothing was heard for {self._limits.idle_seconds:g} s")
                 return
@@ -193,6 +192,7 @@ class _Conversation:
             if answering is None and self._waiting:
                 answering = asyncio.create_task(self._answer(self._next()))
                 tasks.add(answering)
+            tasks -= done
 
     def _keep(self, received: Mapping[str, Any]) -> bool:
         """Whether a message may wait; one always may."""
