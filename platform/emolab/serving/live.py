@@ -39,6 +39,10 @@ class Limits:
     steps: int
     mistakes: int
     """Refused messages in a row after which the session is closed."""
+    unanswered: int = 64
+    """Messages, of ``message_bytes`` together, that wait while another is being answered; with more it is closed."""
+    idle_seconds: float = 60.0
+    """Silence after which the session is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,11 @@ class LiveSession:
             "classes": list(self._loaded.classes),
             "dimensions": dict(self._loaded.dimensions),
             "recomputes": self._recomputes,
-            "limits": {"message_bytes": self._limits.message_bytes, "steps": self._limits.steps},
+            "limits": {
+                "message_bytes": self._limits.message_bytes,
+                "steps": self._limits.steps,
+                "unanswered": self._limits.unanswered,
+            },
         }
 
     def answer(self, message: str | bytes | None) -> Reply:

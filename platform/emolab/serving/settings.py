@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from emolab.cluster_settings import ClusterSettings
 from emolab.configuration import Settings
 from emolab.tracking.settings import TrackingSettings
 
 MODEL_HELP = "a run's folder, runs:/ID, models:/name@alias or models:/name/version"
+
+
+HostName = Annotated[str, StringConstraints(pattern=r"^((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])$")]
+"""A host as it stands in a URL; ``*.`` stands for any name below it."""
 
 
 class PredictSettings(Settings):
@@ -51,10 +55,16 @@ class ServeSettings(Settings):
     output: str = Field(default="runs", description="folder of the embedded tracker; fetched models are kept there")
     host: str = Field(default="127.0.0.1", description="address to listen on; anything but loopback is open to others")
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free one")
+    names: tuple[HostName, ...] = Field(
+        default=(), description="further hosts by which browsers may know this server, such as a proxy's name"
+    )
     window: int | None = Field(default=None, ge=1, description="steps that attention sees; null: the whole session")
     sessions: int = Field(default=16, ge=1, le=10_000, description="at the same time; further ones are turned away")
     idle_seconds: float = Field(default=60.0, gt=0.0, description="silence after which a session is closed")
     message_bytes: int = Field(default=1_000_000, ge=100, le=16_000_000, description="largest message")
+    unanswered: int = Field(
+        default=64, ge=1, le=10_000, description="most messages of a session, of message_bytes together, that wait"
+    )
     steps: int = Field(default=20_000, ge=1, description="most steps of a session")
     mistakes: int = Field(default=20, ge=1, description="refused messages in a row after which a session is closed")
     demo: str | None = Field(default=None, description="data set whose validation sessions the page can replay")
