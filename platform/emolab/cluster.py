@@ -9,17 +9,20 @@ import re
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emolab.cluster_settings import ClusterSettings, NodeGroup, joins_cluster
+from emolab.memory import memory_mistake
 from emolab.mistakes import first_mistake
 from emolab.names import UserError
 
@@ -192,6 +195,28 @@ def cluster_gpus() -> int:
     return int(total().get("GPU", 0))
 
 
+def on_every_node(function: Callable[..., Answer], *arguments: Any) -> list[tuple[str, Answer]]:
+    """Name and answer of every other node that runs work; a node that is too busy to answer is left out."""
+    here = ray.get_runtime_context().get_node_id()
+    others = {n["NodeID"]: n["NodeName"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments): name
+        for node, name in others.items()
+        if node != here
+    }
+    answered = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_SECONDS)[0] if asked else []
+    answers: list[tuple[str, Answer]] = []
+    for call in answered:
+        with suppress(RayError):  # the node is gone meanwhile
+            answers.append((asked[call], ray.get(call)))
+    return answers
+
+
+Answer = TypeVar("Answer")
+_ANSWER_SECONDS = 30.0
+
+
 def worker_environment() -> dict[str, str]:
     """Environment variables that our tasks and actors need."""
     address = os.environ.get("RAY_API_SERVER_ADDRESS")
@@ -200,13 +225,14 @@ def worker_environment() -> dict[str, str]:
 
 
 def user_error(error: BaseException) -> BaseException:
-    """The user's mistake inside a remote failure, if that is what it was; otherwise the failure itself.
+    """The user's mistake inside a remote failure, if that is what it was, such as a model too large for the memory;
+    otherwise the failure itself.
 
     Ray sends the original exception as text only, once its own wrappers are around it.
     """
     names = "|".join(re.escape(f"{kind.__module__}.{kind.__name__}") for kind in _kinds(UserError))
     found = re.search(rf"^(?:{names}): (.*)$", str(error), re.MULTILINE)
-    return UserError(found[1]) if found else error
+    return UserError(found[1]) if found else memory_mistake(error) or error
 
 
 def _kinds(error: type[UserError]) -> Iterator[type[UserError]]:

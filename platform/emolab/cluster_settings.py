@@ -19,7 +19,7 @@ class NodeGroup(Settings):
     @property
     def resources(self) -> dict[str, float]:
         """Of one node, by Ray's names."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
 
 class ClusterSettings(Settings):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from emolab.memory import memory_mistake
 from emolab.names import UserError
 from emolab.redaction import redact_output
 
@@ -20,7 +21,8 @@ from emolab.redaction import redact_output
 def run_job(job: Callable[[], None]) -> NoReturn:
     """Run a job's main function: a user's mistake becomes one line on stderr and exit status 2.
 
-    A folder that cannot be written to is such a mistake, whichever part of the job meets it first. Ctrl-C and SIGTERM
+    A folder that cannot be written to is such a mistake, whichever part of the job meets it first, and so is what is
+    too large for the memory. Ctrl-C and SIGTERM
     (a job stopped by Ray, Kubernetes or a batch system) are an interruption, with the exit status that shells give
     them. Nothing that the process prints from here on holds a secret.
 
@@ -43,9 +45,11 @@ def run_job(job: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if _stop.unheeded:  # what a library made of the interruption while it was imported
             _interrupted()
-        if not isinstance(error, OSError) or error.errno not in _UNUSABLE_PATH or error.filename is None:
+        mistake = memory_mistake(error)
+        if isinstance(error, OSError) and error.errno in _UNUSABLE_PATH and error.filename is not None:
+            mistake = UserError(f"{error.filename}: {error.strerror}: name another folder, or make this one usable")
+        if mistake is None:
             raise
-        mistake = UserError(f"{error.filename}: {error.strerror}: name another folder, or make this one usable")
         sys.stderr.write(f"error: {mistake}\n")
         sys.exit(2)
     finally:

@@ -6,6 +6,7 @@ CPUs, two nodes with three CPUs each, and one with a GPU and no CPU.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from threading import Thread
 from typing import Any, NoReturn
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from tests.conftest import REPOSITORY
 from tests.training.test_loop import settings_for
@@ -133,6 +135,34 @@ def answer(case: Callable[[], object]) -> str:
         signal.alarm(0)
 
 
+def a_search_over_data_that_a_node_does_not_see(data: Path, folder: Path) -> object:
+    return plan_search(search_settings(data, folder, cpus=1.0)).concurrency
+
+
+OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def may_hide() -> bool:
+    return bool(shutil.which("unshare")) and not subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode
+
+
+@contextmanager
+def blind_node(address: str, data: Path) -> Iterator[None]:
+    """A node with a mount table of its own, in which the folder of the data set is empty."""
+    start = f"{Path(sys.executable).parent / 'ray'} start --address={address} --num-cpus=1 --node-name=blind --block"
+    hide = [*OWN_MOUNTS, "sh", "-c", f'mount -t tmpfs none "$0" && exec {start}']
+    before = len(ray.nodes())
+    node = subprocess.Popen([*hide, str(data)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while len(ray.nodes()) == before and node.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        yield
+    finally:
+        node.terminate()
+        node.wait()
+
+
 @contextmanager
 def growing(address: str) -> Iterator[None]:
     """The cluster is said to have an autoscaler that may add what is added later."""
@@ -146,7 +176,7 @@ def growing(address: str) -> Iterator[None]:
 
 def ask_all(data: str, folder: str) -> None:
     """The process: every case on one cluster, and the answers into a file."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     said: dict[str, str] = {}
 
     def ask(when: str, cases: Iterable[Callable[[Path, Path], object]]) -> None:
@@ -167,6 +197,9 @@ def ask_all(data: str, folder: str) -> None:
                 said["waiting"] = str(len(list((place / "checkpoints").glob("epoch-*"))))
                 ask("grown: ", ON_A_GROWING_CLUSTER)
             ask("", CASES)
+            if may_hide():
+                with blind_node(cluster.address, Path(data)):
+                    ask("", [a_search_over_data_that_a_node_does_not_see])
     finally:
         cluster.shutdown()
     (Path(folder) / "said.json").write_text(json.dumps(said))
@@ -222,6 +255,15 @@ def test_an_idle_cluster_is_too_small_unless_it_is_said_to_grow(said: dict[str, 
 
 def test_a_training_waits_for_the_nodes_that_its_cluster_grows_by(said: dict[str, str]) -> None:
     assert said["waiting"] == "1"
+
+
+@pytest.mark.skipif(not may_hide(), reason="a process may not have a mount table of its own here")
+def test_a_node_that_does_not_see_the_data_is_named_before_anything_starts(
+    said: dict[str, str], toy_data: Path
+) -> None:
+    assert said["a_search_over_data_that_a_node_does_not_see"] == (
+        f"UserError: {toy_data} is not to be seen from node blind: put it on storage that all nodes share, at one path"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import ray
+import torch
+from ray.exceptions import RayTaskError
 from tests.tracking.tracking_server import free_port
 
 from emolab import cluster
 from emolab.cluster import ClusterSettings, connected
 from emolab.doctor import examine
+from emolab.job import run_job
 from emolab.locks import holding
 from emolab.names import UserError
 from emolab.registry.training import train_and_register
@@ -69,6 +72,7 @@ def damaged(data: Path, folder: Path) -> Path:
         ({"checkpoints": "foo"}, ("checkpoints=foo", "s3://bucket/prefix")),
         ({"register_as": "a/b"}, ("registered model name 'a/b' is not allowed",)),
         ({"data": "damaged"}, ("is damaged: its SHA-256 differs",)),
+        ({"model": {"d_model": 8_000_000}}, ("parameters here: training takes at least", "choose a smaller model")),
         ({"workers": {"count": 50}}, ("training with 50 workers cannot run here: 50 CPU needed, 2 in the cluster",)),
         ({"workers": {"count": 2}, "data": "damaged"}, ("is damaged: its SHA-256 differs",)),
     ],
@@ -107,6 +111,25 @@ def test_a_worker_that_no_node_can_hold_is_refused(
     wide = settings_of(toy_data, tmp_path, workers={"count": 1, "cpus": 2.0})
     with pytest.raises(UserError, match="a worker needs 2 CPU and 0 GPU of one node, and the largest node has 1 CPU"):
         readiness.check_room(wide.workers, count=1, purpose="training with 1 workers")
+
+
+def allocate() -> None:
+    torch.empty(2**55)
+
+
+def test_an_allocation_that_fails_is_one_line_here_and_in_another_process(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str], one_line: Callable[..., None]
+) -> None:
+    line = f"the memory does not suffice (DefaultCPUAllocator: can't allocate memory: you tried to allocate {2**57}"
+    with pytest.raises(UserError) as remote:
+        try:
+            ray.get(ray.remote(allocate).remote())
+        except RayTaskError as error:
+            raise cluster.user_error(error) from None
+    one_line(remote, line, "choose a smaller model, or a smaller batch")
+    with pytest.raises(SystemExit, match="2"):
+        run_job(allocate)
+    assert capsys.readouterr().err == f"error: {remote.value}\n"
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

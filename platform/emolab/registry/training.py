@@ -11,10 +11,11 @@ from emolab.registry.destinations import check_destinations
 from emolab.registry.lookup import ModelVersion
 from emolab.registry.versions import register
 from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.visibility import check_visible
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
 from emolab.training.metrics import EpochReport
-from emolab.training.readiness import check_data, check_room
+from emolab.training.readiness import check_data, check_memory, check_room
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
 
@@ -52,6 +53,9 @@ def _check_work(settings: TrainSettings, manifest: Manifest) -> None:
     if settings.workers.count > 1:
         fewest = settings.workers.minimum or settings.workers.count
         check_room(settings.workers, count=fewest, purpose=f"training with {fewest} workers")
+        check_visible(Path(settings.data))
+    else:  # here, where else only its workers are
+        check_memory(settings, manifest)
     check_data(settings, manifest)
 
 

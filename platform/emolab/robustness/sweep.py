@@ -23,6 +23,7 @@ from emolab.robustness.records import read_agreement, read_tally
 from emolab.robustness.sweep_plan import SweepPlan, Unit
 from emolab.robustness.tally import Tally, joined
 from emolab.sessions.selection import SplitLoader, load_selection_split
+from emolab.sessions.visibility import check_visible
 
 _RECONNECT_SECONDS = 0.5
 """Pause before an evaluator that could not be reached is tried again."""
@@ -67,6 +68,7 @@ def run_sweep(
         return 0
     needs = {"CPU": 1.0} | ({"GPU": plan.gpus} if plan.gpus else {})
     fits = room(needs, purpose="a robustness sweep")
+    check_visible(plan.data)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
     start = EvaluatorActor.options(num_gpus=plan.gpus, runtime_env=environment).remote

@@ -19,6 +19,7 @@ from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
 from emolab.sessions.manifest import Manifest, manifest_text, read_manifest, write_atomically
+from emolab.sessions.visibility import check_visible
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_cells import Place, Trained, measure_cells, score_cells, train_cells
 from emolab.studies.comparison_results import RECORD, read_comparison
@@ -95,6 +96,7 @@ def plan_comparison(settings: CompareSettings) -> ComparisonPlan:
         check_labels(manifest, "validation", data=settings.data, remedy="set search.trials=0")
     needs = {"CPU": 1.0} | ({"GPU": settings.gpus} if settings.gpus else {})
     fits = room(needs, purpose="a cell of the comparison")
+    check_visible(Path(settings.data))
     name = settings.name or f"comparison-{fingerprint(settings.identity() | {'data': manifest.digest})}"
     folder = contained(Path(settings.output), name, what="name of the comparison")
     if settings.search.trials:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from emolab.cluster import room
 from emolab.names import UserError
 from emolab.sessions.loading import split_blocks
@@ -37,6 +39,28 @@ def check_room(workers: WorkerSettings, *, count: int, purpose: str) -> None:
         UserError: naming what falls short.
     """
     room(workers.resources(1), purpose=purpose, count=count)
+
+
+_BYTES = 16
+"""Of a parameter in training, at the least: its value, its gradient, and the two moments of the optimizer."""
+
+
+def check_memory(settings: TrainSettings, manifest: Manifest) -> None:
+    """Refuse a model that can never be trained in the memory of this machine, or of its GPU.
+
+    Raises:
+        UserError: naming what it needs and what there is.
+    """
+    count = settings.model.parameters(manifest)
+    if settings.workers.gpus and torch.cuda.is_available():
+        memory, where = torch.cuda.get_device_properties(0).total_memory, "the GPU"
+    else:
+        memory, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine"
+    if count * _BYTES > memory:
+        raise UserError(
+            f"{settings.model.name} has {count:,} parameters here: training takes at least "
+            f"{count * _BYTES / 2**30:,.0f} GiB and {where} has {memory / 2**30:,.0f} GiB: choose a smaller model"
+        )
 
 
 def check_writable(output: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
+import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
@@ -59,6 +60,11 @@ class ModelSettings(Settings, extra="allow"):
             classes=len(manifest.classes),
             statistics=manifest.feature_statistics,
         )
+
+    def parameters(self, manifest: Manifest) -> int:
+        """How many the model would have for a data set; none of them is made."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build(manifest).parameters())
 
 
 def _model_options(name: str, options: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from emolab.cluster import fitting, free, start_seconds, user_error
 from emolab.names import LONGEST, UserError, contained
 from emolab.redaction import redact
 from emolab.sessions.manifest import Manifest, read_manifest
+from emolab.sessions.visibility import check_visible
 from emolab.training.fused import FUSABLE
 from emolab.training.readiness import check_room, check_writable
 from emolab.training.recipe import check_labels, fingerprint
@@ -136,6 +137,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         count=final_workers,
         purpose=f"training the best configuration with {final_workers} workers",
     )
+    check_visible(Path(settings.data))
     trials = tuning.trials
     if tuning.sampler == "grid":
         trials = min(trials, math.prod(len(values) for values in space.grid().values()))
