@@ -38,7 +38,7 @@ from emolab.training.recipe import TrainSettings, WorkerSettings
 from emolab.tuning.plan import plan_search
 from emolab.tuning.settings import TuneSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.scenario, pytest.mark.timeout(600)]
 SECONDS = 60
 
 

@@ -812,7 +812,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "form": ({"model": "toy-model"}, ["'toy-model'", "models:/name@alias"]),
     "gates file": ({"gates": "nowhere.yaml"}, ["nowhere.yaml", "default"]),
     "tracker": ({"output": "no-such-runs"}, ["no tracker at no-such-runs/mlflow.db", "--output"]),
-    "address": ({"tracking": {"uri": "sqlite:///typo/mlflow.db"}}, ["no tracker at typo/mlflow.db", "tracking.uri"]),
+    "address": ({"tracking": {"uri": "sqlite:///typo/mlflow.db"}}, ["no tracker at /", "/typo/mlflow.db, nothing"]),
     "tracking": ({"tracking": {"enabled": False}}, ["tracking.enabled=true"]),
     "data": ({"evaluate": "no-such-data"}, ["no-such-data", "jobs/prepare.py"]),
 }

@@ -1,6 +1,7 @@
 """Files that others wrote are refused before they fill the memory or the stack, in one line that names them."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.corpora.test_labels import Dialogues
 
@@ -33,7 +34,7 @@ BOMBS = {
     "depth": "[" * 600,
     "depth of mappings": "{a: " * 600,
     "an alias of itself": "a: &a [*a]\n",
-    "no date": "a: 2024-99-99\n",
+    "no date": "a: !!timestamp 2024-99-99\n",
     "no number": "a: " + "9" * 5000 + "\n",
 }
 
@@ -90,6 +91,10 @@ def has_a_key_twice(node: yaml.Node | None) -> bool:
     return len(set(keys)) < len(keys) or any(has_a_key_twice(part) for pair in node.value for part in pair)
 
 
+NOT_OF_1_2 = re.compile(r"[0-9][0-9_]*:|0[0-9]|[0-9]{4}-")
+"""What PyYAML may read as a number to the base 60, an octal number or a date, none of which version 1.2 knows."""
+
+
 @given(st.text(max_size=60))
 def test_whatever_a_text_holds_it_is_read_as_pyyaml_would_or_refused(text: str) -> None:
     try:
@@ -98,6 +103,7 @@ def test_whatever_a_text_holds_it_is_read_as_pyyaml_would_or_refused(text: str) 
         with pytest.raises(yaml.YAMLError):
             load_yaml(text)
         return
+    assume(NOT_OF_1_2.search(text) is None)
     if has_a_key_twice(yaml.compose(text)):
         with pytest.raises(RepeatedKeyError):
             load_yaml(text)
@@ -105,7 +111,9 @@ def test_whatever_a_text_holds_it_is_read_as_pyyaml_would_or_refused(text: str) 
         assert repr(load_yaml(text)) == repr(expected)
 
 
-@pytest.mark.parametrize("override", ["name=2024-99-99", "training.epochs=" + "9" * 5000, "name=" + "[" * 600])
+@pytest.mark.parametrize(
+    "override", ["name=!!timestamp 2024-99-99", "training.epochs=" + "9" * 5000, "name=" + "[" * 600]
+)
 def test_an_override_cannot_break_the_parser(override: str) -> None:
     with pytest.raises(UserError, match="cannot read the value"):
         parse(TrainSettings, [override], description="")

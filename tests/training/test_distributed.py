@@ -95,6 +95,7 @@ def test_a_minimum_of_workers_that_cannot_work_is_refused(plan: dict[str, int], 
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.scenario
 def test_workers_record_in_the_file_that_is_named_from_the_jobs_folder(
     ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_workers_record_in_the_file_that_is_named_from_the_jobs_folder(
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.fault
 def test_what_cannot_be_told_of_an_epoch_ends_the_training_with_its_reason(
     ray_cluster: None, toy_data: Path, tmp_path: Path
 ) -> None:
