@@ -78,6 +78,7 @@ def test_a_joint_corruption_knows_its_group():
         ({"name": "s", "purpose": "validation", "sweeps": [{"corruption": "gaussian"}]}, "is not kept for validation"),
         ({"name": "s", "grids": [{"instances": [{"corruption": "step_missing"}]}]}, "use it in sweeps, not in grids"),
         ({"name": "s", "seeds": []}, "seeds"),
+        ({"name": "s", "seeds": [0, 2**63 - 1]}, "seeds.1: must be less than 2147483648"),
         ({}, "name: is missing, a value is needed"),
         ([], "the file"),
     ],

@@ -21,6 +21,8 @@ from emolab.robustness.corruptions.observed import Variant, group_of
 
 SHIPPED = Path(__file__).parent / "suites"
 Level = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+"""Corruptions add it to labels of 64 bits."""
 
 
 class _Strict(BaseModel):
@@ -57,7 +59,7 @@ class Suite(_Strict):
     description: str = ""
     purpose: Literal["test", "validation"] = "test"
     """A test suite may not use the corruptions kept for validation, a validation suite only them."""
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     sweeps: list[Sweep] = []
     grids: list[Grid] = []
 
