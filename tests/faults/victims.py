@@ -49,6 +49,7 @@ from emolab.training.train import train
 from emolab.tuning.search import _parent_run as begin_search
 from emolab.tuning.search import search
 from emolab.tuning.settings import TuneSettings
+from emolab.tuning.space import read_space
 
 Say = Callable[[Any], None]
 
@@ -121,12 +122,14 @@ def beginning(job: str, data: str, output: str, uri: str, at: str, say: Say) -> 
             run = claim(folder, settings, manifest, tracker, parent=None, tags={})
         case "search":
             settings = TuneSettings.model_validate({"data": data, "output": output})
+            plan.space = read_space(Path(settings.tuning.space), settings.base())
             run = begin_search(settings, plan, tracker)
         case "comparison":
             run = begin_comparison(CompareSettings.model_validate({"data": data, "output": output}), plan, tracker)
         case "sweep":
             plan.plan, plan.models = SweepPlan(models=(), data=Path(data), split="test", cells=(), units=()), ()
-            run = begin_sweep(RobustnessSettings.model_validate({"data": data, "output": output}), plan, tracker)
+            settings = RobustnessSettings.model_validate({"data": data, "output": output})
+            run = begin_sweep(settings, plan, tracker, computes=True)
         case _:
             record_preparation(tracker, Path(data), manifest)
             run = tracker.resume(tracker.find("emolab.kind", "data")[0])
