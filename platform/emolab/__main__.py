@@ -43,8 +43,8 @@ def deliver_outbox(output: Path, uri: str | None) -> bool:
     Raises:
         UserError: there is no outbox, no address, or the tracker refuses.
     """
+    from emolab.tracking.addresses import tracker_address
     from emolab.tracking.buffered import FOLDER, send_left_behind
-    from emolab.tracking.runs import tracker_address
 
     address = tracker_address(uri, key="--uri")
     if not (output / FOLDER).is_dir():

@@ -9,9 +9,10 @@ from tests.tracking.tracking_server import free_port, mlflow_server
 
 from emolab.names import UserError
 from emolab.tracking import beginning, runs
+from emolab.tracking.addresses import tracker_address
 from emolab.tracking.beginning import CODE, RECORD, folder_run
 from emolab.tracking.provenance import CLEAN, COMMIT, code_version
-from emolab.tracking.runs import MLflowTracker, open_tracker, shared_tracker, tracker_address
+from emolab.tracking.runs import MLflowTracker, open_tracker, shared_tracker
 from emolab.tracking.tracker import NoTracker, Tracker
 
 

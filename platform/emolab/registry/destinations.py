@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emolab.names import checked_name
 from emolab.remote_checkpoints import run_checkpoints
-from emolab.tracking.runs import tracker_address
+from emolab.tracking.addresses import tracker_address
 from emolab.training.readiness import check_writable
 from emolab.training.recipe import TrainSettings
 

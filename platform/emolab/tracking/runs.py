@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 import time
@@ -14,13 +13,13 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from emolab.commands import tool_command
-from emolab.databases import sqlite_file, sqlite_url
+from emolab.databases import sqlite_url
 from emolab.names import UserError, checked_name
 from emolab.redaction import redact, redacted
+from emolab.tracking.addresses import store_file, tracker_address
 from emolab.tracking.outbox import LOCAL
 from emolab.tracking.reasons import reason_of
 from emolab.tracking.sending import LOCAL_ID_TAG, PARENT_TAG, experiment_id, is_refusal, known_experiment
@@ -267,50 +266,6 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
     return MLflowTracker(sqlite_url(output / EMBEDDED), experiment, artifacts=output / "mlflow-artifacts")
 
 
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-"""What addresses of trackers begin with, before the driver that a database's may name. MLflow's folders of files are
-not among them: it makes no new ones."""
-
-
-def tracker_address(uri: str | None, *, key: str = "tracking.uri") -> str | None:
-    """The configured address of a tracker, else MLFLOW_TRACKING_URI; None: the embedded one is meant.
-
-    An SQLite file is named by its whole path, whatever the current folder of those who are told it.
-
-    Args:
-        key: that the address was given as, for the refusal.
-
-    Raises:
-        UserError: it cannot be one of a tracker. Nobody is asked whether there is one.
-    """
-    variable = os.environ.get("MLFLOW_TRACKING_URI")
-    configured = uri or variable
-    if not configured or configured == "databricks" or configured.startswith("databricks://"):
-        return configured or None
-    scheme, _, rest = configured.partition(":")
-    if scheme.partition("+")[0] not in _SCHEMES or not rest.strip("/"):
-        named = f"{key if uri else 'MLFLOW_TRACKING_URI'}={configured}"
-        raise UserError(
-            f"{named} is no address of a tracker: use http://host:port, sqlite:///folder/mlflow.db or a database such "
-            "as postgresql://user@host/name; null: a file in the output folder"
-        )
-    return _whole_path(configured)
-
-
-def _whole_path(address: str) -> str:
-    """The address with the whole path of an SQLite file: a worker's current folder is not the job's."""
-    file = _store_file(address)
-    if file is None or file.is_absolute():
-        return address
-    return make_url(address).set(database=str(file.resolve())).render_as_string(hide_password=False)
-
-
-def _store_file(address: str) -> Path | None:
-    """The file in which a tracker keeps its runs; None for a server, for another database, or for one in memory."""
-    file = sqlite_file(address)
-    return None if file is None or str(file) == ":memory:" or str(file).startswith("file:") else file
-
-
 def existing_tracker(
     *, enabled: bool, uri: str | None, experiment: str, output: Path, option: str = "--output"
 ) -> MLflowTracker:
@@ -325,7 +280,7 @@ def existing_tracker(
     if not enabled:
         raise UserError("this job works on tracked runs: set tracking.enabled=true")
     configured = tracker_address(uri)
-    file = _store_file(configured) if configured else output / EMBEDDED
+    file = store_file(configured) if configured else output / EMBEDDED
     if file is not None and not file.exists():
         raise UserError(f"there is no tracker at {file}, nothing is recorded there: set {option} or tracking.uri")
     tracker = open_tracker(enabled=True, uri=uri, experiment=experiment, output=output)
@@ -342,7 +297,7 @@ def shared_tracker(*, uri: str, experiment: str, output: Path) -> Tracker:
     Raises:
         UserError: the tracker's file is not there, as on a machine that does not share it: none is made.
     """
-    file = _store_file(uri) if uri else None
+    file = store_file(uri) if uri else None
     if file is not None and not file.exists():
         raise UserError(
             f"the tracker {file} does not exist on node {platform.node()}: put it on storage that all nodes share, or "
