@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emolab.cluster_settings import ClusterSettings, NodeGroup, joins_cluster
+from emolab.limits import load_yaml
 from emolab.memory import memory_mistake
 from emolab.mistakes import first_mistake
 from emolab.names import UserError
@@ -85,7 +86,7 @@ def _groups(settings: ClusterSettings) -> tuple[NodeGroup, ...]:
     if settings.is_local or settings.grows_to is not None or not said:
         return () if settings.is_local else settings.grows_to or ()
     try:
-        return TypeAdapter(tuple[NodeGroup, ...]).validate_python(yaml.safe_load(said))
+        return TypeAdapter(tuple[NodeGroup, ...]).validate_python(load_yaml(said))
     except yaml.YAMLError:
         reason = "no YAML"
     except ValidationError as error:

@@ -26,7 +26,7 @@ import torch
 from ray.exceptions import RayError
 
 from emolab import __version__, sealed
-from emolab.cluster import connected, require, room, user_error, worker_environment
+from emolab.cluster import connected, fitting, require, user_error, worker_environment
 from emolab.corpora.corpus import SPLITS
 from emolab.locks import HOLDER, LOCK, holding
 from emolab.names import UserError, contained
@@ -206,7 +206,7 @@ def _widths_and_steps(file: Path) -> tuple[dict[str, int], set[float]]:
 
 def _run(units: Sequence[Unit], model: Path, actors: int | None) -> Iterator[dict[str, Any]]:
     """Counts of a shard whenever one is done."""
-    cpus = room({"CPU": 1.0}, purpose="prediction")
+    cpus = fitting({"CPU": 1.0})
     environment = {"env_vars": worker_environment() | {"OMP_NUM_THREADS": "1"}}
     rows = [{"shard": str(u.shard), "digest": u.digest, "file": str(u.file), "model": u.model} for u in units]
     try:
