@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from emolab.reports.figures import training_curves
 from emolab.reports.page import Section, Styled, TableData, page
+from emolab.tuning.points import beside_base
 
 if TYPE_CHECKING:
     from emolab.training.train import TrainedModel
@@ -27,7 +28,7 @@ def search_page(
     lines = [
         f"Best trial {result.best.number}: validation macro-F1 {result.best.value:.4f}; trained again, "
         f"{winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
-        " ".join(trained_again(settings, result, winner)),
+        " ".join([*beside_base(result.records, result.best), *trained_again(settings, result, winner)]),
         f"Class prior: accuracy {result.manifest.class_prior:.4f}, macro-F1 {result.manifest.class_prior_macro_f1:.4f}."
         + (
             f" Exact filter: accuracy {reference['ceiling_accuracy']:.4f}, "

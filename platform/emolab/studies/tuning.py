@@ -22,6 +22,7 @@ from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
+from emolab.tuning.points import beside_base
 from emolab.tuning.search import SearchResult, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.trials import TrialRecord
@@ -173,6 +174,7 @@ def _comparison(settings: TuneSettings, result: SearchResult, winner: TrainedMod
         *([f"final: {chosen.mean:.4f} ± {chosen.half_width:.4f} over {len(chosen.values)} seeds"] if chosen else []),
         f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
         f"{winner.progress.best_macro_f1:.4f} (class prior {manifest.class_prior_macro_f1:.4f}{ceiling})",
+        *beside_base(result.records, result.best),
         *trained_again(settings, result, winner),
     ]
 

@@ -24,6 +24,7 @@ from emolab.tuning.calibration import sample_configurations
 from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_methods, expected_epochs, rungs
 from emolab.tuning.pack import PackSettings
+from emolab.tuning.points import points
 from emolab.tuning.processes import start_process
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace, read_space
@@ -107,6 +108,7 @@ def check_search(settings: TuneSettings) -> SearchSpace:
         trials=tuning.trials,
     )
     _check_limits(settings)
+    points(tuning, space, settings.base())
     if tuning.final.wanted and "training.seed" in space.parameters:
         raise UserError(
             f"{tuning.space}: training.seed is searched, and a final trains with seeds of its own: take it out of the "

@@ -23,6 +23,7 @@ from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import make_pruner, make_sampler
 from emolab.tuning.outcome import none_completed
 from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
+from emolab.tuning.points import enqueue_points
 from emolab.tuning.running import run_trials
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
@@ -93,6 +94,7 @@ def search_in(
         report(drawn_otherwise)
     run = _parent_run(settings, plan, tracker)
     requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
+    enqueue_points(settings.tuning, plan.space, settings.base(), study)
     done = study.finished()
     if requeued or done:
         report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from emolab.configuration import Settings
 from emolab.sessions.settings import PrepareSettings
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.methods import STARTUP_TRIALS, Sampler, Scheduler
+from emolab.tuning.space import Value
 from emolab.tuning.trials import Objective
 
 
@@ -45,6 +47,10 @@ class FinalSettings(Settings):
         return self.top > 1 or self.seeds > 1
 
 
+BASE = "base"
+"""The point that the configuration itself is."""
+
+
 class SearchSettings(Settings):
     """How to search."""
 
@@ -60,6 +66,11 @@ class SearchSettings(Settings):
         default=None,
         ge=1,
         description="epochs over all trials; once they are spent no trial starts or goes on; not with pbt",
+    )
+    points_to_evaluate: tuple[Literal["base"] | dict[str, Value], ...] = Field(
+        default=(),
+        description="configurations to try first: base (the configuration's own values), or {KEY: VALUE, ...}, of "
+        "which what is left open is drawn",
     )
     sampler: Sampler = Field(default="tpe", description="tpe, gp, cmaes, random or grid")
     startup_trials: int = Field(

@@ -93,6 +93,15 @@ class FloatParameter(ParameterSettings):
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
         return [float(np.round(self.low + i * self.step, 12)) for i in range(count)]
 
+    def contains(self, value: Any) -> bool:
+        """Whether it can take this value."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        if self.step is None:
+            return self.low <= value <= self.high
+        steps, most = (value - self.low) / self.step, (self.high - self.low) / self.step
+        return math.isclose(steps, round(steps), abs_tol=1e-8) and 0 <= round(steps) <= most + 1e-8
+
 
 class IntParameter(ParameterSettings):
     """A whole number in [low, high]."""
@@ -122,6 +131,10 @@ class IntParameter(ParameterSettings):
     def values(self) -> Sequence[Any]:
         return self.representatives()
 
+    def contains(self, value: Any) -> bool:
+        """Whether it can take this value."""
+        return isinstance(value, int) and not isinstance(value, bool) and value in self.representatives()
+
 
 class CategoricalParameter(ParameterSettings):
     """One of a list of values."""
@@ -140,6 +153,10 @@ class CategoricalParameter(ParameterSettings):
 
     def values(self) -> list[Any]:
         return list(self.choices)
+
+    def contains(self, value: Any) -> bool:
+        """Whether it can take this value; true is not 1."""
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
 
 
 Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="distribution")]

@@ -35,6 +35,8 @@ from emolab.tuning.trials import (
     value_of,
 )
 
+_GIVEN = "fixed_params"
+"""System attribute of Optuna's: the values that a trial was enqueued with."""
 _NAMES: dict[Objective, str] = {
     "macro_f1": "validation macro-F1",
     "robustness": "area under the missing-rate curve on validation",
@@ -114,8 +116,9 @@ class Study:
                 self._storage.set_trial_user_attr(identity, REASON, INTERRUPTED)
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 labels = labels_of(trial)
-                if trial.params or labels:
-                    self._study.enqueue_trial(trial.params, user_attrs=labels)
+                values = trial.system_attrs.get(_GIVEN, {}) | trial.params
+                if values or labels:
+                    self._study.enqueue_trial(values, user_attrs=labels)
         self._storage.flush()
         return len(interrupted)
 
