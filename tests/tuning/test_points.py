@@ -127,7 +127,7 @@ def test_points_come_first_and_once_however_often_a_search_begins(tmp_path: Path
 def test_a_point_whose_trial_died_while_it_was_drawn_keeps_its_values(tmp_path: Path) -> None:
     study = Study(tmp_path / "study.db", "s", space=SPACE, sampler=make_sampler("random", seed=0, space=SPACE))
     enqueue_points(tuning([{"training.learning_rate": 0.001}]), SPACE, BASE, study)
-    study._study.ask()  # the driver is killed before a parameter is suggested
+    study._study.ask()  # pyright: ignore[reportPrivateUsage]  # killed before a parameter is suggested
     study.flush()
     study = Study(tmp_path / "study.db", "s", space=SPACE, sampler=make_sampler("random", seed=0, space=SPACE))
     assert study.requeue_interrupted() == 1
