@@ -13,11 +13,12 @@ from edu_emotionnet.conventions import IGNORED_LABEL
 
 @dataclass(frozen=True, kw_only=True)
 class LossSums:
-    """Terms of the loss summed over a batch; each a scalar tensor. Divide by ``steps`` for a mean."""
+    """Terms of the loss summed over a batch; each a scalar tensor. All are divided by ``steps``."""
 
     cross_entropy: Tensor
     smoothness: Tensor
-    """KL(y_{t-1} || y_t), t >= 2."""
+    """KL(y_{t-1} || y_t), t >= 2, over every pair of real steps: where one step in n has a label, it weighs n times as
+    much per label as where all have one."""
     auxiliary: Tensor
     steps: Tensor
     """Number of labelled steps: the one divisor, summed over all workers before it is used."""
@@ -29,7 +30,8 @@ class LossSums:
 def combined_loss(predictions: Predictions, batch: SessionBatch) -> LossSums:
     """Equation 10. The KL term is undefined at t = 1 and starts at t = 2; padded steps take no part.
 
-    Cross-entropy counts labelled steps. The KL term needs no label and counts every pair of real steps.
+    Cross-entropy counts labelled steps. The KL term needs no label and counts every pair of real steps. Where every
+    real step is labelled, both sums over ``steps`` are the equation's means over T; where few are, choose lambda anew.
     """
     log_p = predictions.log_probabilities
     cross_entropy = F.nll_loss(log_p.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")

@@ -1,10 +1,19 @@
 """Lemma 1 of the paper (section III.F), measured on a trained model instead of assumed.
 
-The lemma claims one Lipschitz constant for the whole input space. Dot-product attention has none: its slope
-grows with the size of its inputs (Kim, Papamakarios and Mnih, "The Lipschitz Constant of Self-Attention", ICML
-2021). What exists, and is measured here, is the *local* constant at given sessions: the largest singular value
-of the Jacobian of the class probabilities with respect to one modality's features. Theorem 1 is measured in
-``fixed_points``.
+The lemma claims a Lipschitz constant for all inputs, the product of those of the parts. Its proof takes the attention
+of CMAA for affine maps of bounded norm. Dot-product attention by itself has no Lipschitz constant: on unbounded inputs
+its slope grows with their size (Kim, Papamakarios and Mnih, "The Lipschitz Constant of Self-Attention", ICML 2021). In
+the network shipped here every attention, that of CMAA too, reads the output of a LayerNorm, whose length is at most
+sqrt(d) max|weight| + |bias|, and on bounded inputs the slope of attention is bounded. LayerNorm itself has a slope of
+at most max|weight| / sqrt(epsilon), reached near constant inputs; all other parts are affine, ReLU, GELU or softmax,
+or products of bounded ones. So for sessions of a given length and given gaps the conclusion of the lemma holds, for
+another reason than the one it gives. The constant that follows is of no use: a LayerNorm may contribute a factor of
+1 / sqrt(1e-5) = 316, and 2 layers + 1 of them follow on one another.
+
+What is measured is therefore the *local* constant at given sessions: the largest singular value of the Jacobian of the
+class probabilities with respect to one modality's features, over a whole session (``local_lipschitz``) or from one
+step to the same step, as the lemma has it (``step_constants``). Where the lemma sets a missing modality to 0, the
+models here read a learned vector. Theorem 1 is measured in ``fixed_points``.
 """
 
 from __future__ import annotations
@@ -70,7 +79,7 @@ def local_lipschitz(
         model: any model of the zoo, in eval mode.
         batch: the sessions at which the constants hold.
         modality: the one whose features vary.
-        missing: another modality, taken away first (the lemma's "at most one missing").
+        missing: another modality, taken away first, throughout (the lemma: at most one missing at each step).
         outputs: `all` or `last`.
         iterations: at most this many.
         tolerance: relative change of a constant at which its session counts as converged.
@@ -96,6 +105,30 @@ def local_lipschitz(
         modality=modality, missing=missing, outputs=outputs,
         constants=constants, converged=converged, iterations=done,
     )  # fmt: skip
+
+
+def step_constants(model: nn.Module, batch: SessionBatch, *, modality: str, missing: str | None = None) -> Tensor:
+    """Largest singular value of d y_t / d x_t, (B, T): the map of Lemma 1 at every step, all other inputs held fixed.
+
+    Steps at which the modality is absent and padding have 0. A modality that is to be 0 at some steps, as the lemma
+    has it, and not absent, is given as features of 0. Takes T x K backward passes.
+
+    Raises:
+        ValueError: the model is in training mode, or an argument is unknown.
+    """
+    _check_lipschitz_arguments(model, batch, modality, missing, "all")
+    function, point = _probabilities(model, _without(batch, missing), modality, "all")
+    point.requires_grad_()
+    output = function(point)
+    constants = output.new_zeros(output.shape[:2])
+    for step in range(output.shape[1]):
+        # A session's probabilities hang on its own features alone, so one pass serves all sessions.
+        rows = [
+            torch.autograd.grad(output[:, step, label].sum(), point, retain_graph=True)[0][:, step]
+            for label in range(output.shape[2])
+        ]
+        constants[:, step] = torch.linalg.matrix_norm(torch.stack(rows, dim=1), ord=2)
+    return constants
 
 
 def lipschitz_table(
@@ -149,6 +182,15 @@ def _without(batch: SessionBatch, missing: str | None) -> SessionBatch:
 
 def _jacobian_products(model: nn.Module, batch: SessionBatch, modality: str, outputs: str) -> Products:
     """v -> J v and u -> J^T u, for v (B, T, D) and u (B, T, K)."""
+    function, point = _probabilities(model, batch, modality, outputs)
+    try:
+        return _forward_mode(function, point)
+    except RuntimeError:  # torch says so in several ways, NotImplementedError among them
+        return _double_backward(function, point)
+
+
+def _probabilities(model: nn.Module, batch: SessionBatch, modality: str, outputs: str) -> tuple[Map, Tensor]:
+    """The map of one modality's features, (B, T, D) -> (B, T, K), and the point at which the batch has them."""
     last = torch.arange(batch.labels.shape[1], device=batch.lengths.device) == batch.lengths[:, None] - 1
     counted = (batch.real if outputs == "all" else last)[..., None]
     frozen = {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
@@ -161,11 +203,7 @@ def _jacobian_products(model: nn.Module, batch: SessionBatch, modality: str, out
 
     # An unobserved value may be anything, NaN included, and no model reads it.
     observed = batch.present[modality] & batch.real
-    point = batch.features[modality].detach().masked_fill(~observed[..., None], 0.0)
-    try:
-        return _forward_mode(probabilities, point)
-    except RuntimeError:  # torch says so in several ways, NotImplementedError among them
-        return _double_backward(probabilities, point)
+    return probabilities, batch.features[modality].detach().masked_fill(~observed[..., None], 0.0)
 
 
 def _forward_mode(function: Map, point: Tensor) -> Products:

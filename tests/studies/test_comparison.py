@@ -125,6 +125,8 @@ def test_every_cell_is_a_child_run_whose_scores_an_independent_evaluation_repeat
             assert metrics[f"test_f1.{name}"] == pytest.approx(score, abs=1e-12)
         assert metrics["trainable_parameters"] == sum(p.numel() for p in model.parameters())
         assert metrics["training_seconds"] > 0
+        shared = {key: value for key, value in cell.configuration["model"].items() if key in TINY}
+        assert (shared, cell.configuration["training"]["seed"]) == (TINY, cell.seed)
         assert cell.sessions is not None
         assert np.array_equal(cell.sessions.confusion.sum(0), expected.confusion)
         assert (cell.sessions.confidence is None) == (cell.model == "late_fusion")
@@ -179,7 +181,7 @@ def test_the_report_is_rebuilt_from_the_tracker_alone(finished: Finished, tmp_pa
     ours = {path.name: path.read_bytes() for path in (finished.folder / "tables").iterdir()}
     assert ours == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     assert {name.partition(".")[0] for name in ours} == {
-        "table-ii", "differences-accuracy", "differences-macro-f1", "lemma-1", "theorem-1", "cells",
+        "table-ii", "models", "differences-accuracy", "differences-macro-f1", "lemma-1", "theorem-1", "cells",
     }  # fmt: skip
 
 
@@ -793,6 +795,31 @@ def test_tables_parse_back_to_the_numbers_they_hold() -> None:
                 else:
                     assert row[column] == ("" if value is None else str(value))
                     assert part.replace("\\", "") == ("--" if value is None else str(value))
+
+
+def test_the_size_and_training_of_every_model_stand_beside_each_other() -> None:
+    """A baseline that is wider or deeper than it was published, or than the full model, must be seen to be so."""
+    analysis = judged({"edu_emotionnet": [0.8, 0.7], "mult": [0.6, 0.65], "misa": [0.5, 0.5]})
+    settings = CompareSettings.model_validate(
+        {
+            "models": ["edu_emotionnet", "mult"],
+            "model": {"d_model": 12, "layers": 1, "heads": 2, "dropout": 0.25},
+            "tuned": {"mult": {"model": {"d_model": 30, "layers": 5, "heads": 5}, "training": {"kl_weight": 0.0}}},
+        }
+    )
+    resolved = {name: settings.cell(name, 0, Path("x")).settings.model_dump(mode="json") for name in settings.models}
+    cells = tuple(replace(cell, configuration=resolved.get(cell.model, {})) for cell in analysis.comparison.cells)
+    found = analyse(replace(analysis.comparison, cells=cells), resamples=100)
+    table = comparison_tables(found)["Models"]
+    assert list(table.columns) == [
+        "model", "width", "layers", "heads", "dropout", "learning rate", "lambda", "parameters",
+    ]  # fmt: skip
+    assert [list(row) for row in table.rows] == [
+        ["edu_emotionnet", 12, 1, 2, 0.25, 1e-4, 0.1, 10],
+        ["mult", 30, 5, 5, 0.25, 1e-4, 0.0, 11],
+        ["misa", *[None] * 6, 12],  # a run of which nothing is known
+    ]
+    assert "Models: size and training" in comparison_page(found).decode()
 
 
 def test_the_page_says_what_its_scores_may_be_set_beside() -> None:

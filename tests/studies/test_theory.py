@@ -116,6 +116,22 @@ def test_rows_against_values_by_hand() -> None:
     assert (row.seeds, row.inputs, row.largest_factor, row.upper_bound) == (2, 4, 1.5, 3.0)
     assert (row.factor, row.contracting, row.unique) == pytest.approx((0.5, 0.75, 0.75))
     assert (row.steps, row.rate, row.changes) == (25.0, 0.5, (0.7, 0.1))
+    assert (row.most_steps, row.proven) == (None, 0)  # one start never settles; no bound lies below one
+
+
+def test_the_most_steps_and_the_seeds_with_a_proof_stand_beside_the_medians() -> None:
+    """A median of six says nothing of the slowest input, nor the largest bound of the seeds that have a smaller one."""
+    found = [
+        record((1.0, 1.0), factors=(0.1, 0.1), steps=(2, steps), upper_bound=bound)
+        for steps, bound in ((6, 0.7), (40, 1.14), (3, 0.99))
+    ]
+    (row,) = feedback_rows(comparison({"ours": found}))
+    assert (row.steps, row.most_steps, row.upper_bound, row.proven) == (2.5, 40, 1.14, 2)
+    table = theory_tables(comparison({"ours": found}))["Theorem 1"]
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (shown["steps"], shown["most steps"], shown["bound"], shown["bound below 1"]) == (2.5, 40, 1.14, "2/3")
+    text = theory_sections(comparison({"ours": found}))[1].text
+    assert text.endswith("A unique limit is seen at every input for ours (proven for 2 of 3 seeds).")
 
 
 def test_the_page_says_what_the_theorem_is_worth_for_these_weights() -> None:

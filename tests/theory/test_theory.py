@@ -21,8 +21,8 @@ from edu_emotionnet.fixed_points import (
     fixed_points,
     sampled_beliefs,
 )
-from edu_emotionnet.network import EduEmotionNetConfig
-from edu_emotionnet.theory import lipschitz_table, local_lipschitz
+from edu_emotionnet.network import CrossModalityAlignment, EduEmotionNetConfig
+from edu_emotionnet.theory import lipschitz_table, local_lipschitz, step_constants
 
 DIMENSIONS = {"audio": 4, "visual": 3, "text": 2}
 LENGTHS = (6, 4)
@@ -80,6 +80,51 @@ def test_local_constant_is_the_largest_singular_value_of_the_jacobian(modality, 
     assert measured.constants.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert bool(measured.converged.all())
     assert measured.largest == pytest.approx(float(expected.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("modality", "missing"), [("audio", None), ("visual", "text")])
+def test_the_constant_of_a_step_is_the_norm_of_its_own_block_of_the_jacobian(modality, missing):
+    model, batch = small_model(), small_batch()
+    found = step_constants(model, batch, modality=modality, missing=missing)
+    observed = batch.present[modality] & batch.real
+    assert found.shape == batch.labels.shape and torch.equal(found > 0, observed)
+    whole = local_lipschitz(model, batch, modality=modality, missing=missing, iterations=3000, tolerance=1e-12)
+    assert bool((found <= whole.constants[:, None] * (1 + 1e-9)).all())  # a block of that Jacobian
+    present = {name: x & (name != missing) for name, x in batch.present.items()}
+    for i, length in enumerate(LENGTHS):
+        for step in range(length):
+
+            def block(features: Tensor, i=i, step=step) -> Tensor:
+                moved = batch.features[modality].clone()
+                moved[i, step] = features
+                changed = replace(batch, present=present, features={**batch.features, modality: moved})
+                return model(changed).log_probabilities.exp()[i, step]
+
+            jacobian = torch.autograd.functional.jacobian(block, batch.features[modality][i, step])
+            assert isinstance(jacobian, Tensor)
+            expected = float(torch.linalg.matrix_norm(jacobian, ord=2))
+            assert float(found[i, step]) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_every_attention_of_the_network_reads_what_a_layer_norm_has_bounded():
+    """Why the network is Lipschitz although dot-product attention is not: however large the features are."""
+    model, batch = small_model(), small_batch()
+    read: list[Tensor] = []
+    alignment = model.cmaa
+    assert isinstance(alignment, CrossModalityAlignment)
+    inputs = [alignment.query, alignment.key, alignment.value]
+    inputs += [module for name, module in model.named_modules() if name.endswith("query_key_value")]
+    assert len(inputs) == 6
+    for module in inputs:
+        module.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0].detach()))
+    constants = []
+    for scale in (1.0, 1e2, 1e4, 1e8):
+        larger = replace(batch, features={name: scale * x for name, x in batch.features.items()})
+        constants.append(local_lipschitz(model, larger, modality="visual").largest)
+        with torch.no_grad():
+            model(larger)
+    assert max(float(x.norm(dim=-1).max()) for x in read) <= math.sqrt(8) * (1 + 1e-9)  # width 8, fresh LayerNorms
+    assert constants == sorted(constants, reverse=True)  # and the slope falls where the features grow
 
 
 @pytest.mark.parametrize("name", ["cfn_esa", "misa"])
@@ -164,6 +209,8 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="training mode"):
         local_lipschitz(small_model().train(), small_batch(), modality="audio")
+    with pytest.raises(ValueError, match="training mode"):
+        step_constants(small_model().train(), small_batch(), modality="audio")
 
 
 def echo(gain: float, classes: int = 4) -> TemporalFeedbackLoop:

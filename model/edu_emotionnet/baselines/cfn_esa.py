@@ -32,7 +32,10 @@ from edu_emotionnet.zoo import ModelEntry, register
 
 @dataclass(frozen=True, kw_only=True)
 class CFNESAConfig(EncoderConfig):
-    """Depths and heads as published; the width is the full model's, the loss weight and the span are ours."""
+    """Depths and heads as published; the width is the full model's, the loss weight and the span are ours.
+
+    Options given for all models, as presets do, replace the depth of ACME and its heads.
+    """
 
     layers: int = 5
     """Cross-modal layers (ACME)."""

@@ -37,7 +37,10 @@ MOMENTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MISAConfig(EncoderConfig):
-    """Width, heads and loss weights as published; the depth of the encoders is the full model's."""
+    """Width, heads and loss weights as published; the depth of the encoders is the full model's.
+
+    Options given for all models, as presets do, replace width and heads.
+    """
 
     d_model: int = 128
     """Width of the encoders and of both subspaces."""

@@ -31,7 +31,7 @@ from edu_emotionnet.zoo import ModelEntry, register
 
 @dataclass(frozen=True, kw_only=True)
 class MulTConfig(EncoderConfig):
-    """The published hyperparameters."""
+    """The published hyperparameters, as defaults: options given for all models, as presets do, replace them."""
 
     d_model: int = 30
     """Width d of each modality's stream."""

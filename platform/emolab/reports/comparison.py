@@ -37,10 +37,11 @@ def comparison_files(analysis: Analysis) -> dict[str, bytes]:
 
 
 def comparison_tables(analysis: Analysis) -> dict[str, TableData]:
-    """All tables by name: the paper's three and further models, differences in both metrics, its lemma and theorem,
-    cells."""
+    """All tables by name: the paper's three and further models, what the models are, differences in both metrics, its
+    lemma and theorem, cells."""
     groups = model_groups(analysis)
     tables = {name: _scores(analysis, models) for name, models in groups.items()}
+    tables["Models"] = _models(analysis)
     for metric, rows in analysis.differences.items():
         if rows:
             tables[f"Differences {_NAMES[metric]}"] = _differences(rows)
@@ -66,6 +67,7 @@ def comparison_page(analysis: Analysis) -> bytes:
         Section(title=_TITLES[name], text=_SCORES_TEXT if number == 0 else "", table=tables[name])
         for number, name in enumerate(model_groups(analysis))
     ]
+    sections.append(Section(title="Models: size and training", text=_MODELS_TEXT, table=tables["Models"]))
     sections += [section for metric in ("macro_f1", "accuracy") for section in _difference_sections(analysis, metric)]
     sections += [*_figures(analysis), *theory_sections(comparison)]
     sections.append(Section(title="Cells", text=_CELLS_TEXT, table=tables["Cells"]))
@@ -114,6 +116,36 @@ _SCORES_TEXT = (
     "Mean ± standard deviation over seeds, on the test split. Parameters are the trainable ones; training time is that "
     "of all epochs with their validation, on a machine that other cells shared. A model that is not causal looks "
     "ahead in the session and is not bounded by the exact filter. Runs are named by their first eight digits."
+)
+
+
+def _models(analysis: Analysis) -> TableData:
+    """What each model was, as its own runs have it; nothing is known of a model without a result."""
+    comparison = analysis.comparison
+    rows = []
+    for model in comparison.models:
+        configuration = next((cell.configuration for cell in comparison.tested(model).values()), {})
+        found = [configuration.get(section, {}).get(key) for section, key in _MODEL_SETTINGS.values()]
+        row = analysis.standings.get(model)
+        rows.append([model, *found, row.parameters if row is not None else None])
+    return TableData(columns=["model", *_MODEL_SETTINGS, "parameters"], rows=rows)
+
+
+_MODEL_SETTINGS = {
+    "width": ("model", "d_model"),
+    "layers": ("model", "layers"),
+    "heads": ("model", "heads"),
+    "dropout": ("model", "dropout"),
+    "learning rate": ("training", "learning_rate"),
+    "lambda": ("training", "kl_weight"),
+}
+"""Column -> section and key of a run's configuration."""
+
+_MODELS_TEXT = (
+    "Options under model go to every model that has one of that name: in size a baseline follows the full model and "
+    "not its own publication, unless tuned.NAME.model says otherwise. Layers are those of the modality encoders; of "
+    "MulT and CFN-ESA, which have none, those of their cross-modal parts. Lambda weighs the smoothness term of "
+    "equation 10, with which all models are trained, the baselines and the ablations included."
 )
 
 

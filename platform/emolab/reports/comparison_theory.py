@@ -51,32 +51,41 @@ def theory_sections(comparison: Comparison) -> list[Section]:
 
 _LEMMA_TITLE = "Lemma 1: how far the probabilities follow one modality"
 _LEMMA_TEXT = (
-    "The paper claims one Lipschitz constant for all inputs, also with one modality missing: the product of the "
-    "constants of the parts, of which it gives no value. Dot-product attention has no such constant (Kim, Papamakarios "
-    "and Mnih, 2021), so the bound cannot be filled in; what exists is the local constant at given sessions, the "
-    "largest singular value of the Jacobian of all probabilities of a session with respect to one modality's features, "
-    "found by power iteration. Median: over sessions, then mean ± standard deviation over seeds; largest: over "
-    "sessions and seeds. Units are probability per unit of raw feature. Power iteration approaches a constant from "
-    "below: where less than all have converged, the true ones may be larger."
+    "The paper claims one Lipschitz constant for all inputs, from a modality's features at a step to the probabilities "
+    "of that step, also with another modality missing there, that is set to 0: the product of the constants of the "
+    "parts, of which it gives no value. Edu-EmotionNet as shipped has a constant, for a given length of the sessions: "
+    "every attention reads the output of a LayerNorm, which is bounded. (Attention by itself has none: Kim, "
+    "Papamakarios and Mnih, 2021.) But what can be proven of it is so large that it says nothing. Measured is the "
+    "local constant at given sessions: the largest singular value of the Jacobian of all probabilities of a session "
+    "with respect to all features of one modality in it, found by power iteration. Missing: a modality absent in the "
+    "whole session; a model reads there what it has learned for it, not 0. Median: over sessions, then mean ± standard "
+    "deviation over seeds; largest: over sessions and seeds. Units are probability per unit of raw feature. Power "
+    "iteration approaches a constant from below: where less than all have converged, the true ones may be larger."
 )
 
 _THEOREM_TITLE = "Theorem 1: whether the feedback has one fixed point"
 _THEOREM_TEXT = (
     "The paper assumes that the predictions converge and concludes that their limit is unique. Both would follow if "
     "the map from one prediction to the next contracted, at constant input, every difference of predictions by a "
-    "factor below one. Factor: the largest at an input, over sampled beliefs; bound: holds for every input and belief, "
-    "so below one it proves the theorem's conclusion for these weights. Contracting, one limit: shares of the inputs "
-    "at which no sampled factor reached one, and at which every start ended on the same point. Steps until the change "
-    "stays below 1e-6; rate: typical ratio of successive changes. Models that are not listed feed nothing back."
+    "factor below one. Factor: the largest at an input, over sampled beliefs, and of these the median over inputs and "
+    "seeds and the largest. Bound: holds for every input and belief, so below one it proves the theorem's conclusion "
+    "for the weights of that seed; given is the largest over seeds, and for how many seeds it lies below one. "
+    "Contracting, one limit: shares of the inputs at which no sampled factor reached one, and at which every start "
+    "ended on the same point. Steps: until the change of the slowest start stays below 1e-6, the median over inputs "
+    "and the most; rate: typical ratio of successive changes. Models that are not listed feed nothing back."
 )
 
 
 def _verdict(rows: Sequence[FeedbackRow]) -> str:
-    proven = [row.model for row in rows if row.upper_bound < 1.0]
-    seen = [row.model for row in rows if row.upper_bound >= 1.0 and row.unique == 1.0]
+    proven = [row.model for row in rows if row.proven == row.seeds]
+    seen = [f"{row.model}{_partly(row)}" for row in rows if row.proven < row.seeds and row.unique == 1.0]
     against = [row.model for row in rows if row.unique < 1.0]
     parts = [("proven by the bound for", proven), ("seen at every input for", seen), ("contradicted for", against)]
     return "A unique limit is " + "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names) + "."
+
+
+def _partly(row: FeedbackRow) -> str:
+    return f" (proven for {row.proven} of {row.seeds} seeds)" if row.proven else ""
 
 
 def _lipschitz(rows: Sequence[LipschitzRow], reasons: dict[str, str]) -> TableData:
@@ -97,8 +106,8 @@ def _measured(row: LipschitzRow) -> Measured:
 
 def _feedback(rows: Sequence[FeedbackRow]) -> TableData:
     columns = [
-        "model", "seeds", "inputs", "factor", "largest factor", "bound", "contracting", "one limit", "steps", "rate",
-        "paper",
+        "model", "seeds", "inputs", "factor", "largest factor", "bound", "bound below 1", "contracting", "one limit",
+        "steps", "most steps", "rate", "paper",
     ]  # fmt: skip
     shown = [
         [
@@ -108,9 +117,11 @@ def _feedback(rows: Sequence[FeedbackRow]) -> TableData:
             row.factor,
             row.largest_factor,
             row.upper_bound,
+            f"{row.proven}/{row.seeds}",
             f"{row.contracting:.0%}",
             f"{row.unique:.0%}",
             row.steps,
+            row.most_steps,
             row.rate,
             "unique limit",
         ]

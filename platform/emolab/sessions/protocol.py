@@ -21,7 +21,8 @@ Rule = Literal["gap", "absent modality", "no label", "balance"]
 class Protocol(Settings):
     """What is done to a corpus between reading its sessions and writing shards. The defaults do nothing.
 
-    The paper's: ``max_gap_seconds=2 balance=classes split=speakers normalise=session``.
+    The paper's: ``max_gap_seconds=2 balance=classes split=speakers``. It scales audio alone per session, which the
+    MFCC extractor does; ``normalise=session`` scales every modality and is not the paper's.
     """
 
     max_gap_seconds: float | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class CellResult:
     """None where Lemma 1 and Theorem 1 were not measured."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Reports of the epochs."""
+    configuration: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """All settings it was trained with, defaults included; empty for a cell that failed."""
     metrics: Mapping[str, float]
     ended: float | None
     """When its training ended, seconds since 1970."""
@@ -124,6 +126,7 @@ def _read_cell(tracker: MLflowTracker, cell: Mapping[str, Any]) -> CellResult:
         theory=None if measured is None else TheoryRecord.model_validate_json(measured),
         sessions=from_parquet(tracker.artifact(run.run_id, test_split.FILE_NAME)),
         history=tuple(json.loads(tracker.artifact(run.run_id, "history.json"))),
+        configuration=load_yaml(tracker.artifact(run.run_id, CONFIGURATION).decode()),
         metrics=run.metrics,
         ended=run.ended,
         first_opened=test_split.first_opening(run.tags),

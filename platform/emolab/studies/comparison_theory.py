@@ -40,12 +40,16 @@ class FeedbackRow:
     largest_factor: float
     upper_bound: float
     """Largest over seeds."""
+    proven: int
+    """Seeds whose bound lies below one: Banach's theorem gives their weights one limit for every input."""
     contracting: float
     """Share of inputs at which no sampled belief has a factor of one or more."""
     unique: float
     """Share of inputs at which every start ends on one point."""
     steps: float | None
-    """Median number of steps until the slowest start has settled; None where most never do."""
+    """Median over inputs of the number of steps until the slowest start has settled; None where most never do."""
+    most_steps: int | None
+    """The largest of these numbers; None where a start never settles."""
     rate: float | None
     """Median ratio of successive changes."""
     changes: tuple[float, ...]
@@ -87,8 +91,9 @@ def feedback_rows(comparison: Comparison) -> list[FeedbackRow]:
 
 def _feedback_row(model: str, measured: Sequence[FeedbackMeasured]) -> FeedbackRow:
     factors = np.concatenate([one.factors for one in measured])
-    steps = np.concatenate([one.steps for one in measured]).astype(float)
-    middle = float(np.median(np.where(steps < 0, np.inf, steps)))
+    taken = np.concatenate([one.steps for one in measured])
+    steps = np.where(taken < 0, np.inf, taken)
+    middle = float(np.median(steps))
     rates = [rate for one in measured for rate in one.rates if rate is not None]
     return FeedbackRow(
         model=model,
@@ -97,9 +102,11 @@ def _feedback_row(model: str, measured: Sequence[FeedbackMeasured]) -> FeedbackR
         factor=float(np.median(factors)),
         largest_factor=float(factors.max()),
         upper_bound=max(one.upper_bound for one in measured),
+        proven=sum(one.upper_bound < 1.0 for one in measured),
         contracting=float((factors < 1.0).mean()),
         unique=sum(one.unique for one in measured) / len(factors),
         steps=middle if np.isfinite(middle) else None,
+        most_steps=int(taken.max()) if np.isfinite(steps).all() else None,
         rate=float(np.median(rates)) if rates else None,
         changes=tuple(np.max([one.changes for one in measured], axis=0).tolist()),
     )

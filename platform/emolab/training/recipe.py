@@ -103,7 +103,10 @@ class TrainingSettings(Settings):
     )
     decay_factor: float = Field(default=0.1, gt=0.0, le=1.0)
     kl_weight: float = Field(
-        default=0.1, ge=0.0, description="lambda of equation 10; the paper does not give its value"
+        default=0.1,
+        ge=0.0,
+        description="lambda of equation 10, for every model; the paper does not give its value. All pairs of steps "
+        "count, the sum is divided by the labelled steps: with one label in n steps it weighs n times as much",
     )
     gradient_clip: float | None = Field(
         default=None, gt=0.0, description="largest gradient norm; no clipping where null"
