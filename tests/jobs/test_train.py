@@ -199,6 +199,15 @@ def test_the_doctor_sees_that_a_tracker_does_not_answer(tmp_path: Path, monkeypa
     (tracker,) = [finding for finding in examine("smoke") if finding.topic == "tracker"]
     assert not tracker.good
     assert "cannot be reached" in tracker.detail
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tracker,) = [finding for finding in examine("smoke") if finding.topic == "tracker"]
+    assert tracker.good and "runs/mlflow.db is missing and will be made" in tracker.detail
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_can_be_called_as_a_module(
