@@ -178,7 +178,10 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--case", default="", help="part of a case's name")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
-    cases = [case for case in (QUICK_CASES if options.quick else CASES) if options.case in case.name]
+    offered = QUICK_CASES if options.quick else CASES
+    cases = [case for case in offered if options.case in case.name]
+    if not cases:
+        parser.error(f"no case is named like {options.case!r} (cases: {'; '.join(case.name for case in offered)})")
     results = []
     for case in cases:
         result = measure(case)

@@ -11,10 +11,17 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line, as those of the jobs."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
 
 
 def arguments(description: str, name: str, quick: str, given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,7 +31,7 @@ def arguments(description: str, name: str, quick: str, given: Sequence[str] | No
 
 def parser_for(description: str, name: str, quick: str) -> argparse.ArgumentParser:
     """``--quick`` and ``--output``; the output is results/NAME.json by default."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / f"{name}.json")
     return parser

@@ -22,7 +22,7 @@ from pathlib import Path
 import ray
 import torch
 import torch.distributed
-from measurement import environment, write_record
+from measurement import Parser, environment, write_record
 from torch.nn.parallel import DistributedDataParallel
 
 from emolab.checkpoint import CheckpointFolder
@@ -126,7 +126,7 @@ def measure(data: Path, root: Path, *, rounds: int, epochs: int) -> dict[str, ob
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "ray_train_overhead.json")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)

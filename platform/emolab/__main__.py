@@ -6,12 +6,11 @@ argument are answered like later on.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emolab.job import run_job
+from emolab.job import Parser, run_job
 from emolab.names import UserError
 
 
@@ -21,7 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command; None: those of this process.
     """
-    parser = argparse.ArgumentParser(prog="emolab", description="Experiments on multimodal affect models.")
+    run_job(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    parser = Parser(prog="emolab", description="Experiments on multimodal affect models.")
     commands = parser.add_subparsers(required=True, metavar="command")
     doctor = commands.add_parser("doctor", help="check versions, devices, resources against the plan, disk, tracker")
     doctor.add_argument("--preset", default="small", help="the plan to check (default: small)")
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     deliver.add_argument("--uri", help="address of the tracker (default: MLFLOW_TRACKING_URI)")
     deliver.set_defaults(run=lambda options: deliver_outbox(options.output, options.uri))
     options = parser.parse_args(arguments)
-    run_job(lambda: None if options.run(options) else sys.exit(1))
+    if not options.run(options):
+        sys.exit(1)
 
 
 def deliver_outbox(output: Path, uri: str | None) -> bool:

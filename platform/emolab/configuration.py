@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
-from emolab.job import heed_interruption
+from emolab.job import Parser, heed_interruption
 from emolab.limits import YAML_BYTES, RepeatedKeyError, load_yaml, read_bytes
 from emolab.mistakes import explain, shown
 from emolab.names import UserError, nearest
@@ -41,6 +42,15 @@ class Settings(BaseModel):
                 raise ValueError(f"{name} must not hold a zero byte, got {shown(value)}")
         return truths_as_text(values, {name: field.annotation for name, field in cls.model_fields.items()})
 
+    def complete(self) -> Self:
+        """With all values, also those that are looked up when they are used: what ``--print-config`` prints.
+
+        Raises:
+            UserError: a value that is only checked when it is used is refused.
+        """
+        sections = {name: value.complete() for name, value in self if isinstance(value, Settings)}
+        return self.model_copy(update=sections)
+
 
 def truths_as_text(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
     """The values by key, with true and false as the text that they are wherever a number is asked for: pydantic takes
@@ -61,9 +71,16 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+class _JobParser(Parser):
+    """Lists the keys below the flags; they are asked for where somebody wants to read them."""
+
+    def __init__(self, keys: Callable[[], str], *, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self._keys = keys
+
+    def format_help(self) -> str:
+        self.epilog = self._keys()
+        return super().format_help()
 
 
 def parse(
@@ -86,9 +103,8 @@ def parse(
         UserError: anything unknown or ill-typed, with the key and the nearest valid one.
     """
     heed_interruption()
-    parser = _Parser(
-        description=description, epilog=_help(settings), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _JobParser(lambda: _help(settings, arguments), description=description)
+    defaults = _defaults(settings)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below")
     parser.add_argument("--preset", help=f"a ready set of values: {', '.join(presets())}")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
@@ -99,7 +115,8 @@ def parse(
             kind: dict[str, Any] = {"metavar": "VALUE"}
             if field.annotation is bool:
                 kind = {"action": argparse.BooleanOptionalAction}
-            parser.add_argument(flag, dest=name, help=field.description, default=argparse.SUPPRESS, **kind)
+            text = " ".join(filter(None, (field.description, _shown_default(defaults[name])))).replace("%", "%%")
+            parser.add_argument(flag, dest=name, help=text, default=argparse.SUPPRESS, **kind)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="dotted overrides, see below")
     options = vars(parser.parse_intermixed_args(list(arguments)))
     values: dict[str, Any] = {}
@@ -124,7 +141,7 @@ def parse(
         )
     resolved = validate(settings, values)
     if options["print_config"]:
-        sys.stdout.write(to_yaml(resolved))
+        sys.stdout.write(to_yaml(resolved.complete()))
         raise SystemExit(0)
     return resolved, options["dry_run"]
 
@@ -247,14 +264,30 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _help(settings: type[BaseModel], prefix: str = "") -> str:
+def _help(settings: type[BaseModel], arguments: Sequence[str], prefix: str = "") -> str:
     lines = [] if prefix else ["keys and defaults (set them as section.key=value or in a YAML file):"]
+    defaults = _defaults(settings)
     for name, field in settings.model_fields.items():
         section = _section(field.annotation)
         if section is not None:
-            lines.append(_help(section, f"{prefix}{name}."))
+            lines.append(_help(section, arguments, f"{prefix}{name}."))
         elif prefix:
-            default = field.get_default(call_default_factory=True)
-            lines.append(f"  {prefix}{name} = {default!r}  {field.description or ''}")
-    lines += [f"  {prefix}{line}" for line in getattr(settings, "further_keys", list)()]
+            lines.append(f"  {prefix}{name} = {defaults[name]!r}  {field.description or ''}")
+    further: Callable[[Sequence[str]], Sequence[str]] = getattr(settings, "further_keys", lambda _: ())
+    lines += [f"  {prefix}{line}" for line in further(arguments)]
     return "\n".join(line.rstrip() for line in lines if line)
+
+
+def _defaults(settings: type[BaseModel]) -> dict[str, Any]:
+    """Key -> default; ``PydanticUndefined`` where a value is needed."""
+    found: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():  # a default may depend on those before it
+        found[name] = field.get_default(call_default_factory=True, validated_data=found)
+    return found
+
+
+def _shown_default(value: Any) -> str:
+    """For a flag's help."""
+    return (
+        "(needed)" if value is PydanticUndefined else f"(default: {value if isinstance(value, str) else shown(value)})"
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +21,7 @@ from emolab.configuration import read_preset, validate
 from emolab.names import UserError
 from emolab.redaction import redact
 from emolab.sessions.manifest import FILE_NAME, read_manifest
-from emolab.tracking.runs import open_tracker
+from emolab.tracking.runs import open_tracker, tracker_file
 from emolab.tuning.search import TuneSettings, plan_search
 
 _TESTED = {"torch": "2.14", "ray": "2.60", "optuna": "5.0", "mlflow": "3.17", "pyarrow": "25.0", "pydantic": "2."}
@@ -86,8 +89,17 @@ def _disk(settings: TuneSettings) -> Finding:
 
 
 def _tracker(settings: TuneSettings) -> Finding:
-    tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
-    tracker.find("emolab.kind", "doctor")  # a tracker that does not answer is no error of opening it
+    """Who only looks makes nothing: neither the tracker's file, nor an outbox for what it does not record."""
+    output = Path(settings.output)
+    file = tracker_file(uri=settings.tracking.uri, output=output)
+    if settings.tracking.enabled and file is not None and not file.exists():
+        return Finding(topic="tracker", good=True, detail=f"{file} is missing and will be made by the first job")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as nowhere, redirect_stderr(io.StringIO()):
+        tracker = open_tracker(**settings.tracking.model_dump(), output=output if file else Path(nowhere))
+        try:
+            tracker.find("emolab.kind", "doctor")  # a tracker that does not answer is no error of opening it
+        finally:
+            tracker.close()
     return Finding(topic="tracker", good=True, detail=redact(tracker.uri))
 
 

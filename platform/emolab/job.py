@@ -5,6 +5,7 @@ Only the standard library is imported here, so that this is in force before a jo
 
 from __future__ import annotations
 
+import argparse
 import errno
 import gc
 import signal
@@ -16,6 +17,13 @@ from typing import NoReturn
 from emolab.memory import memory_mistake
 from emolab.names import UserError
 from emolab.redaction import redact_output
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line that says what is wrong with it in one line, as everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def run_job(job: Callable[[], None]) -> NoReturn:

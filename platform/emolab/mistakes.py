@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -40,22 +41,27 @@ _WORDS = {
     "invalid_key": "keys must be text",
 }
 _ABSENT = ("missing", "missing_argument", "missing_keyword_only_argument")
+_FOLLOWING = ("default_factory_not_called",)
+"""No mistake of its own: a default that depends on a key that is wrong."""
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
-def explain(error: ValidationError, settings: type[BaseModel], values: Any = None) -> str:
+def explain(error: ValidationError, settings: type[Any], values: Any = None, *, above: str = "") -> str:
     """The first mistake of a validation error as one line.
 
     A key that nobody knows comes first: it is usually the very key that is then said to be missing.
 
     Args:
+        settings: what they are values of, a pydantic model or a dataclass.
         values: what was validated. With them the line names keys alone, not the alternatives that were tried.
+        above: what stands before every key of theirs, such as ``options.``.
     """
     mistakes = error.errors(include_url=False)
     unknown = next((mistake for mistake in mistakes if mistake["type"] in _UNKNOWN), None)
     if unknown is None:
-        return first_mistake(error, values)
-    key, name = _key(unknown, values), str(unknown["loc"][-1])
+        line = first_mistake(error, values)
+        return above + line if mistakes[0]["loc"] else line
+    key, name = above + _key(unknown, values), str(unknown["loc"][-1])
     known = _known_keys(settings, unknown["loc"][:-1])
     below = _keys_below(settings, unknown["loc"][:-1])
     hint = _in_a_section(name, below, key) or nearest(name, known)
@@ -66,7 +72,7 @@ def explain(error: ValidationError, settings: type[BaseModel], values: Any = Non
 
 def first_mistake(error: ValidationError, values: Any = None) -> str:
     """As ``explain``, of values whose keys are known."""
-    mistakes = error.errors(include_url=False)
+    mistakes = [mistake for mistake in error.errors(include_url=False) if mistake["type"] not in _FOLLOWING]
     keys = [_key(mistake, values) for mistake in mistakes]
     key = keys[0]
     line = _described([mistake for mistake, of in zip(mistakes, keys, strict=True) if of == key])
@@ -146,15 +152,15 @@ def _is_of_a_key(mistake: ErrorDetails) -> bool:
     return mistake["loc"][-1:] == ("[key]",)
 
 
-def _known_keys(settings: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+def _known_keys(settings: type[Any], path: Iterable[int | str]) -> list[str]:
     """The keys of the section at a path, which may name alternatives."""
     here = _alternatives(settings)
     for part in path:
         here = _below(here, part)
-    return [*dict.fromkeys(name for each in here if _is_section(each) for name in each.model_fields)]
+    return [*dict.fromkeys(name for each in here if _is_section(each) for name in _fields(each))]
 
 
-def _keys_below(settings: type[BaseModel], path: Sequence[int | str]) -> dict[str, list[str]]:
+def _keys_below(settings: type[Any], path: Sequence[int | str]) -> dict[str, list[str]]:
     """A key of a section inside the one at a path -> the sections that have it."""
     found: dict[str, list[str]] = {}
     for section in _known_keys(settings, path):
@@ -163,7 +169,7 @@ def _keys_below(settings: type[BaseModel], path: Sequence[int | str]) -> dict[st
     return found
 
 
-def _has_sections(settings: type[BaseModel], path: Iterable[int | str]) -> bool:
+def _has_sections(settings: type[Any], path: Iterable[int | str]) -> bool:
     here = _alternatives(settings)
     for part in path:
         here = _below(here, part)
@@ -181,8 +187,8 @@ def _below(alternatives: Sequence[Any], part: int | str) -> list[Any]:
     found: list[Any] = []
     for each in alternatives:
         if _is_section(each):
-            if part in each.model_fields:
-                found += _alternatives(each.model_fields[str(part)].annotation)
+            if part in _fields(each):
+                found += _alternatives(_fields(each)[str(part)])
         elif issubclass(get_origin(each) or object, Mapping):
             found += _alternatives(get_args(each)[1])
         elif issubclass(get_origin(each) or object, Sequence):
@@ -193,9 +199,9 @@ def _below(alternatives: Sequence[Any], part: int | str) -> list[Any]:
     return named or list(alternatives)
 
 
-def _constants(section: type[BaseModel]) -> list[Any]:
+def _constants(section: type[Any]) -> list[Any]:
     """What a section's own keys must be, by which one of several sections is chosen."""
-    return [value for field in section.model_fields.values() for value in get_args(field.annotation)]
+    return [value for annotation in _fields(section).values() for value in get_args(annotation)]
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -207,4 +213,12 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation))
+
+
+def _fields(section: type[Any]) -> dict[str, Any]:
+    """Key -> type of a section."""
+    if issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    types = get_type_hints(section)
+    return {field.name: types[field.name] for field in fields(section) if field.init}

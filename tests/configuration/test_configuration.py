@@ -1,15 +1,23 @@
 """Strict configuration: what is unknown is refused, what is printed can be read back."""
 
 import gc
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emolab.commands import job_command
 from emolab.configuration import parse, presets, read_preset, to_yaml, validate
+from emolab.corpora.catalog import corpora
+from emolab.corpora.options import options_of
 from emolab.job import run_job
 from emolab.names import UserError, checked_name, contained
+from emolab.serving.settings import ServeSettings
+from emolab.sessions.settings import FLAGS
+from emolab.studies.preparation_settings import PreparationSettings
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.search import TuneSettings
 from emolab.tuning.space import SearchSpace
@@ -148,6 +156,68 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for key in ("training.kl_weight", "tuning.space", "workers.count", "--data", "cluster.address"):
         assert key in text
+
+
+def test_help_gives_the_defaults_of_flags_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(ServeSettings, ["--help"], description="")
+    text = " ".join(capsys.readouterr().out.split())
+    for said in ("0: any free one (default: 8000)", "the whole session (default: null)", "(default: 127.0.0.1)"):
+        assert said in text
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `jobs/prepare.py --print-config`, or `--help`, prints."""
+    with pytest.raises(SystemExit):
+        parse(PreparationSettings, arguments, description="")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("corpus", sorted(corpora()))
+def test_the_options_of_a_corpus_are_printed_listed_and_read_back(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "printed.yaml"
+    file.write_text(printed(capsys, "--corpus", corpus, "--print-config"))
+    options = yaml.safe_load(file.read_text())["options"]
+    known = [name for name in options_of(corpora()[corpus]) if name not in FLAGS]
+    assert sorted(options) == sorted(known)
+    assert printed(capsys, "--config", str(file), "--print-config") == file.read_text()
+    listing = printed(capsys, "--corpus", corpus, "--help")
+    for name in known:
+        assert f"\n  options.{name}" in listing, name
+    for section in (name for name in known if isinstance(options[name], dict)):
+        for key in options[section]:
+            assert f"\n  options.{section}.{key} = " in listing, key
+    assert f"corpora: {', '.join(corpora())}" in listing
+
+
+def test_what_is_given_of_a_corpuss_options_is_printed_as_it_will_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--corpus", "media", "options.text.extractor=none", "options.class_names=[low, high]"]
+    options = yaml.safe_load(printed(capsys, *given, "--print-config"))["options"]
+    assert options["class_names"] == ["low", "high"]
+    assert options["text"]["extractor"] == "none" and options["text"]["long_transcripts"] == "windows"
+    with pytest.raises(SystemExit):
+        settings_of("--preset", "smoke", "--print-config")
+    study = yaml.safe_load(capsys.readouterr().out)
+    assert study["prepare"]["options"]["sessions"] == 120 and study["prepare"]["options"]["audio_features"] == 40
+    seeded = yaml.safe_load(printed(capsys, "--seed", "7", "--print-config"))
+    assert seeded["seed"] == 7 and "seed" not in seeded["options"]  # a flag over a printed file keeps its say
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ([], "data/edusim"),
+        (["--corpus", "mosi"], "data/mosi"),
+        (["--corpus", "mosi", "--output", "data/edusim"], "data/edusim"),
+    ],
+)
+def test_a_data_set_is_named_after_its_corpus_by_default(arguments: list[str], folder: str) -> None:
+    settings = parse(PreparationSettings, arguments, description="")[0]
+    assert settings.output == folder
+    again = shlex.split(job_command("prepare", settings))[2:]
+    assert parse(PreparationSettings, again, description="")[0] == settings
 
 
 @pytest.mark.fault

@@ -96,6 +96,34 @@ def test_an_option_of_a_corpus_is_named_as_it_was_given(options: Any, line: str)
 
 
 @pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"text": {"extractr": "none"}},
+            "unknown key 'options.text.extractr', did you mean 'extractor'? (valid here: ",
+        ),
+        ({"corruption": {"sound": {}}}, "unknown key 'options.corruption.sound' (valid here: audio, frames, "),
+        ({"text": {"extractor": "bertt"}}, "options.text.extractor: must be one of bert, none, got 'bertt', did you "),
+        ({"text": 3}, "options.text: must be a section of keys, got 3 (its keys are set one by one, as "),
+        ({"max_hours": 0}, "options.step_seconds=1, max_hours=0: "),
+        ({"class_nams": []}, "options.class_nams: unknown option of media, did you mean 'class_names'? (options: "),
+    ],
+)
+def test_an_option_of_a_section_of_a_corpus_is_named_as_it_was_given(options: Any, line: str) -> None:
+    plan = PrepareSettings.model_validate({"corpus": "media", "manifest": "nowhere.csv", "options": options})
+    for ask in (plan.build, plan.complete):
+        with pytest.raises(UserError) as error:
+            ask()
+        assert str(error.value).startswith(line), str(error.value)
+
+
+def test_a_default_that_depends_on_a_wrong_value_is_no_second_mistake() -> None:
+    with pytest.raises(UserError) as error:
+        validate(PrepareSettings, {"corpus": 3})
+    assert str(error.value) == "corpus: must be text, got 3 (in quotes it is text)"
+
+
+@pytest.mark.parametrize(
     ("content", "line"),
     [
         (None, "is a folder, a YAML file is needed"),

@@ -26,7 +26,7 @@ from tests.corpora import published_layouts, recorded_layouts
 from tests.features.media_files import rendered_media
 
 from edu_emotionnet.conventions import MODALITIES
-from emolab.corpora.catalog import corpora
+from emolab.corpora.catalog import corpora, corpus_names
 from emolab.corpora.corpus import SPLITS, Corpus, RefusedSessionError, SessionReference
 from emolab.names import checked_name
 from emolab.sessions.schema import Session, to_row
@@ -37,6 +37,12 @@ SMALL: dict[str, dict[str, Any]] = {"edusim": {"sessions": 40, "speakers": 7, "m
 LAYOUTS = published_layouts.FIXTURES | recorded_layouts.FIXTURES | {"media": rendered_media}
 """Corpora of which the tests write a small copy; EMOLAB_<NAME> still names a real one."""
 _COPIES = tempfile.TemporaryDirectory(prefix="layouts-", ignore_cleanup_errors=True)
+
+
+def test_every_corpus_is_named_as_its_module() -> None:
+    """By which one is found without importing the others."""
+    assert corpus_names() == list(corpora())
+
 
 every_corpus = pytest.mark.parametrize("name", sorted(corpora()))
 

@@ -31,7 +31,8 @@ from emolab.features.annotations import read_spans
 from emolab.features.decoding import UnusableMediaError
 from emolab.features.transcripts import read_words
 from emolab.names import UserError
-from emolab.robustness.suites import load_suite, shipped_suites
+from emolab.robustness.shipped import shipped_suites
+from emolab.robustness.suites import load_suite
 from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import FILE_NAME, Manifest, read_manifest, write_manifest
 from emolab.sessions.shards import sha256

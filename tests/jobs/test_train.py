@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
+from tests.serving.parts import make_data
 from tests.tracking.tracking_server import free_port
 
 from emolab import cluster
@@ -50,6 +51,17 @@ def test_a_score_stands_beside_the_same_score_of_the_class_prior_and_the_end_is_
     assert sum(line.startswith("epoch ") for line in first) == 2
     assert not any("finished before" in line for line in first)
     assert any(line.startswith("finished before, after 2 epochs") for line in again)
+
+
+def test_the_papers_size_on_cpus_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_data(tmp_path / "data")
+    told = []
+    for model in ({}, {"d_model": 8, "heads": 2}):
+        settings = settings_of(tmp_path / "data", tmp_path, model=model, tracking={"enabled": False})
+        train_and_register(settings, dry_run=True, report=lambda _: None)
+        told.append(capsys.readouterr().err)
+    line = "the paper's size, without a GPU: this takes long; --preset small is sized for CPU cores\n"
+    assert told == [line if not torch.cuda.is_available() else "", ""]
 
 
 def damaged(data: Path, folder: Path) -> Path:
@@ -199,16 +211,34 @@ def test_the_doctor_sees_that_a_tracker_does_not_answer(tmp_path: Path, monkeypa
     (tracker,) = [finding for finding in examine("smoke") if finding.topic == "tracker"]
     assert not tracker.good
     assert "cannot be reached" in tracker.detail
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_command_can_be_called_as_a_module(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_doctor_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tracker,) = [finding for finding in examine("smoke") if finding.topic == "tracker"]
+    assert tracker.good and "runs/mlflow.db is missing and will be made" in tracker.detail
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["doctor", "--preset", "smok"], "error: unknown preset 'smok', did you mean 'smoke'?"),
+        (["doctr"], "error: argument command: invalid choice: 'doctr' (choose from "),
+        (["verify"], "error: the following arguments are required: folder"),
+    ],
+)
+def test_the_command_can_be_called_as_a_module_and_says_what_is_wrong_in_one_line(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["emolab", "doctor", "--preset", "smok"])
+    monkeypatch.setattr(sys, "argv", ["emolab", *arguments])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("emolab", run_name="__main__")
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: unknown preset 'smok', did you mean 'smoke'?")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(line)
 
 
 def test_a_command_that_is_interrupted_while_it_imports_ends_with_one_line() -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import REPOSITORY
 
 from emolab.names import UserError, checked_name
 from emolab.robustness.cells import distinct_variants
 from emolab.robustness.corruptions.catalog import corruptions
-from emolab.robustness.suites import expand, load_suite, lowered, parse_suite, shipped_suites
+from emolab.robustness.shipped import shipped_suites
+from emolab.robustness.suites import expand, load_suite, lowered, parse_suite
+from emolab.studies.robustness_settings import RobustnessSettings
 
 MODALITIES = ("audio", "visual", "text")
 
@@ -22,6 +25,14 @@ def test_shipped_suites_expand_to_distinct_cells_with_usable_ids(name, modalitie
         checked_name(cell.id, what="cell id")
         assert tuple(variant.modality for variant in cell.variants) == modalities
     assert sum(not cell.is_clean for cell in cells) == len(cells) - 1
+
+
+def test_every_shipped_suite_is_told_of_where_one_is_chosen():
+    description = RobustnessSettings.model_fields["suite"].description or ""
+    told = (REPOSITORY / "docs" / "jobs.md").read_text().partition("\nSuites: ")[2].partition("a YAML file")[0]
+    for name in shipped_suites():
+        assert name in description.split(", "), name
+        assert f"`{name}`" in told, name
 
 
 def test_the_paper_suite_is_the_missing_rate_curve():

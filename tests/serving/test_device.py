@@ -35,6 +35,7 @@ def test_an_alias_becomes_two_files_and_their_record(world: World, tmp_path: Pat
     assert record is not None
     assert record["classes"] == world.manifest.classes and record["dimensions"] == world.manifest.dimensions
     assert ("validation" in record["compared"]) == with_data
+    assert record["looks_ahead"] == {}
     plain, small = record["files"]["model.onnx"], record["files"]["model-int8.onnx"]
     assert plain["largest_difference"] <= 1e-5 and plain["same_class"] == 1.0
     assert 1e-6 < small["largest_difference"] < 0.2
@@ -50,6 +51,17 @@ def test_mistakes_are_one_line(world: World, tmp_path: Path, one_line: Callable[
     with pytest.raises(UserError) as error:
         export(settings(world, tmp_path / "x", model=str(late)), dry_run=False, report=lambda _: None)
     one_line(error, "late_fusion", "no streaming form")
+
+
+def test_what_a_device_cannot_compute_in_time_is_said(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(kept_model(world.model))
+    heard = {"options": {"audio": {"extractor": "mfcc"}}}
+    monkeypatch.setattr(device, "load", lambda _: replace(loaded, dataset={**loaded.dataset, **heard}))
+    lines: list[str] = []
+    export(settings(world, tmp_path / "x"), dry_run=True, report=lines.append)
+    assert [line for line in lines if line.startswith("warning: ") and "mfcc" in line]
 
 
 def test_a_model_of_standardised_sessions_is_not_exported(

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.serving.parts import LATE_FUSION, World, keep_model
 
+from emolab.features.audio import AudioSettings
 from emolab.names import UserError
 from emolab.registry.lookup import kept_model
 from emolab.serving.live import Limits, LiveSession
 from emolab.serving.models import LoadedModel, find_model, load
 from emolab.serving.recordings import recordings
 from emolab.sessions.selection import load_selection_split
+from emolab.training.made_for import looking_ahead
 from emolab.training.recipe import TrackingSettings
 
 LIMITS = Limits(message_bytes=2000, steps=50, mistakes=5)
@@ -178,6 +180,26 @@ def test_a_model_of_standardised_sessions_cannot_follow_one_that_is_not_over(
     with pytest.raises(UserError) as error:
         scaled.live(None)
     one_line(error, "edu_emotionnet", "protocol.normalise=session", "jobs/predict.py")
+
+
+RECORDED = {
+    "audio": {"extractor": "mfcc", "normalised": "per session"},
+    "visual": {"extractor": "resnet", "depth": 18},
+    "text": {"extractor": "bert", "tokens": 128},
+}
+"""Options of a data set made from recordings, as its manifest has them."""
+
+
+def test_features_that_a_session_under_way_does_not_have_yet_are_named(loaded: LoadedModel) -> None:
+    recorded = replace(loaded, dataset={**loaded.dataset, "options": RECORDED})
+    (line,) = recorded.warnings()
+    assert line.startswith("warning: edu_emotionnet was trained on features that a session under way does not have yet")
+    assert "audio: mfcc is standardised over the whole session; text: bert reads 128 tokens at once" in line
+    assert "visual" not in line
+    heard = AudioSettings(extractor="mfcc").identity()  # what a manifest says is what the extractor says of itself
+    assert looking_ahead({"options": {"audio": heard}}) == {"audio": "mfcc is standardised over the whole session"}
+    assert not [*loaded.warnings()]
+    assert not [*replace(loaded, dataset={**loaded.dataset, "options": {"audio": {"extractor": "none"}}}).warnings()]
 
 
 def test_models_that_cannot_stream_are_named(world: World, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -312,6 +312,17 @@ def test_two_servers_do_not_share_a_port(server: Server, one_line: Callable[...,
     with pytest.raises(UserError) as error:
         serve_live(second, dry_run=True, report=lambda _: None)
     one_line(error, f"cannot listen on 127.0.0.1:{server.port}:")
+
+
+def test_features_that_come_too_late_are_named_before_anybody_connects(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(kept_model(world.model))
+    heard = {"options": {"audio": {"extractor": "mfcc"}}}
+    monkeypatch.setattr("emolab.serving.server.load", lambda _: replace(loaded, dataset={**loaded.dataset, **heard}))
+    lines: list[str] = []
+    serve_live(ServeSettings(model=str(world.model), port=0), dry_run=True, report=lines.append)
+    assert lines[-1].startswith("warning: ") and "mfcc" in lines[-1]
 
 
 @pytest.fixture

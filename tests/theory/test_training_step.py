@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from benchmarks import factorised_sweep
 from benchmarks import training_step as benchmark
 
 SMALL = benchmark.Case(sessions=2, steps=12, dropout=0.0, rounds=1, width=16, layers=2)
@@ -13,6 +14,23 @@ SMALL = benchmark.Case(sessions=2, steps=12, dropout=0.0, rounds=1, width=16, la
 
 def test_textbook_and_package_agree_in_loss_and_every_gradient():
     assert max(benchmark.parity(SMALL).values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--quik"], "error: unrecognized arguments: --quik"),
+        (["--case", "126"], "error: no case is named like '126' (cases: G3: one modality missing (P4); "),
+    ],
+)
+def test_a_mistake_in_a_benchmarks_command_line_is_one_line(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        factorised_sweep.main(arguments)
+    assert ended.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(line)
 
 
 def test_benchmark_refuses_to_time_networks_that_disagree(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import emolab.corpora
@@ -25,9 +27,21 @@ def register(corpus: type[Registered]) -> type[Registered]:
 
 def corpora() -> dict[str, type[Corpus]]:
     """Name -> class of every corpus."""
-    for module in pkgutil.iter_modules(emolab.corpora.__path__):
+    for module in _modules():
         importlib.import_module(f"emolab.corpora.{module.name}")
     return dict(sorted(_CORPORA.items()))
+
+
+def corpus_names() -> list[str]:
+    """The names of all corpora, none of which is imported: a module that registers one has its name."""
+    (folder,) = emolab.corpora.__path__
+    sources = {module.name: Path(folder) / f"{module.name}.py" for module in _modules()}
+    registering = [name for name, path in sources.items() if "\n@register\n" in path.read_text(encoding="utf-8")]
+    return sorted({*registering, *_CORPORA})
+
+
+def _modules() -> Iterator[pkgutil.ModuleInfo]:
+    return pkgutil.iter_modules(emolab.corpora.__path__)
 
 
 def corpus_class(name: str) -> type[Corpus]:
@@ -36,7 +50,9 @@ def corpus_class(name: str) -> type[Corpus]:
     Raises:
         UserError: no such corpus.
     """
-    known = corpora()
+    known = corpus_names()
     if name not in known:
         raise UserError(f"unknown corpus {name!r}{nearest(name, known)} (corpora: {', '.join(known)})")
-    return known[name]
+    if name not in _CORPORA:
+        importlib.import_module(f"emolab.corpora.{name}")  # it alone: all of them take seconds
+    return _CORPORA[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +114,11 @@ class Corpus(ABC):
         """What a session is read from, so far as it may change before a preparation is finished (its files' sizes and
         times, its row of a list): a finished session is read again once its key is another."""
         return ""
+
+    def missing_files(self, reference: SessionReference) -> Sequence[Path]:
+        """Files that a session is to be read from and that are not there: the session will be refused."""
+        del reference
+        return ()
 
     def provenance(self) -> Mapping[str, Any]:
         """JSON values that say where the features come from; stored in the manifest."""

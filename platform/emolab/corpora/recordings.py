@@ -208,6 +208,15 @@ class RecordedCorpus(Corpus):
         paths += [each for each in (recording.words, recording.spans) if isinstance(each, Path)]
         return hashlib.sha256(repr((recording, [_state(path) for path in paths])).encode()).hexdigest()
 
+    def missing_files(self, reference: SessionReference) -> Sequence[Path]:
+        """Those of the modalities in use, and the labels."""
+        recording = self.recording(reference)
+        clips = {"audio": recording.audio, "visual": recording.video}
+        named: list[Any] = [clip.path for name in self.dimensions for clip in clips.get(name, ())]
+        named += [recording.words if "text" in self.dimensions else None, recording.spans]
+        paths = dict.fromkeys(each for each in named if isinstance(each, Path))
+        return [path for path in paths if _state(path) is None]
+
     def provenance(self) -> Mapping[str, Any]:
         """Where the features come from: model, revision, digest, parameters and library versions per modality."""
         return {

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchaudio.transforms import MFCC
 
 from emolab.features.grid import StepMeans
 from emolab.features.signals import SAMPLE_RATE, SoundChunk
+
+if TYPE_CHECKING:
+    from torchaudio.transforms import MFCC
 
 COEFFICIENTS = 40
 WINDOW = SAMPLE_RATE * 25 // 1000
@@ -25,6 +28,8 @@ def transform() -> MFCC:
     The logarithm is taken of the mel energies as they are. Decibels below the loudest moment, torchaudio's other
     scale, would make every window depend on the whole recording.
     """
+    from torchaudio.transforms import MFCC  # when it is used: options of a corpus are asked for more often
+
     return MFCC(
         sample_rate=SAMPLE_RATE,
         n_mfcc=COEFFICIENTS,

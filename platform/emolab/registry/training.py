@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 from emolab.cluster import connected
 from emolab.registry.destinations import check_destinations
@@ -16,7 +19,7 @@ from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
 from emolab.training.metrics import EpochReport
 from emolab.training.readiness import check_data, check_memory, check_room
-from emolab.training.recipe import TrainSettings
+from emolab.training.recipe import ModelSettings, TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
 
 
@@ -39,6 +42,10 @@ def train_and_register(settings: TrainSettings, *, dry_run: bool, report: Callab
             f"({manifest.splits['train'].sessions} sessions), at most {settings.training.epochs} epochs, "
             f"{settings.workers.count} worker(s)"
         )
+        if not finished and _is_slow_here(settings):
+            sys.stderr.write(
+                "the paper's size, without a GPU: this takes long; --preset small is sized for CPU cores\n"
+            )
         if dry_run:
             if finished:
                 report(f"finished before: {_NOTHING_LEFT}")
@@ -47,6 +54,11 @@ def train_and_register(settings: TrainSettings, *, dry_run: bool, report: Callab
 
 
 _NOTHING_LEFT = "nothing is left to train, and the data are not read again"
+
+
+def _is_slow_here(settings: TrainSettings) -> bool:
+    """Whether the model is of the size that it has where nobody chooses one, and only CPUs are there for it."""
+    return settings.model == ModelSettings() and not settings.workers.gpus and not torch.cuda.is_available()
 
 
 def _check_work(settings: TrainSettings, manifest: Manifest) -> None:

@@ -18,8 +18,8 @@ from emolab.names import UserError, nearest
 from emolab.robustness.cells import Cell, cell_id, clean_cell, grid_cell_id
 from emolab.robustness.corruptions.catalog import Corruption, corruption
 from emolab.robustness.corruptions.observed import Variant, group_of
+from emolab.robustness.shipped import shipped_suites
 
-SHIPPED = Path(__file__).parent / "suites"
 Level = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 """Corruptions add it to labels of 64 bits."""
@@ -62,11 +62,6 @@ class Suite(_Strict):
     seeds: list[Seed] = Field(default=[0], min_length=1)
     sweeps: list[Sweep] = []
     grids: list[Grid] = []
-
-
-def shipped_suites() -> dict[str, Path]:
-    """Name -> file of the suites that come with the package."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def load_suite(name_or_file: str | Path) -> Suite:

@@ -1,9 +1,9 @@
 """jobs/export.py: the streaming step of a trained model as ONNX, in float32 and with int8 weights, compared.
 
 The folder gets ``model.onnx``, ``model-int8.onnx`` (weights of the matrix products as int8, ONNX Runtime's dynamic
-quantisation) and ``model.json``: inputs, outputs, classes, first state, and how far each file's answers are from the
-model's on the same sessions. Those are validation sessions where a data set is given, else noise with the training
-split's mean and deviation; the record says which.
+quantisation) and ``model.json``: inputs, outputs, classes, first state, features that a session under way does not have
+(``looks_ahead``), and how far each file's answers are from the model's on the same sessions. Those are validation
+sessions where a data set is given, else noise with the training split's mean and deviation; the record says which.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def export(settings: ExportSettings, *, dry_run: bool, report: Callable[[str], N
         raise UserError(f"{target} exists already: choose another --to")
     sessions, compared = _sessions(settings, loaded)
     report(f"{kept.name} ({kept.digest[:16]}), window {settings.window}, opset {OPSET}, into {target}")
+    for line in loaded.warnings():
+        report(line)
     if dry_run:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,7 @@ def export(settings: ExportSettings, *, dry_run: bool, report: Callable[[str], N
         folder.mkdir()
         record: dict[str, Any] = _write(folder, loaded, loaded.model, settings.window, sessions)
         record["compared"] = compared
+        record["looks_ahead"] = loaded.looks_ahead
         (folder / "model.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         shutil.move(folder, target)
     files: dict[str, dict[str, float]] = record["files"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.sessions.manifest import Manifest
 from emolab.tracking.settings import TrackingSettings
-from emolab.training.made_for import check_made_for, normalisation
+from emolab.training.made_for import check_made_for, looking_ahead, normalisation
 from emolab.training.train import load_model
 
 
@@ -51,6 +51,25 @@ class LoadedModel:
     def scales_sessions(self) -> bool:
         """Whether it takes features that were standardised over the session they belong to."""
         return normalisation(self.dataset) == "session"
+
+    @property
+    def looks_ahead(self) -> dict[str, str]:
+        """Modality -> why the features that it was trained on cannot be had while a session is under way."""
+        return looking_ahead(self.dataset)
+
+    def warnings(self) -> Iterator[str]:
+        """What to know before it follows a session under way, one line each.
+
+        Features that look ahead are no reason to refuse, as sessions standardised whole are: a modality may be left
+        out or replaced by a causal estimate, the others stay as they were, and what is sent is the client's to choose.
+        """
+        if self.looks_ahead:
+            ahead = "; ".join(f"{modality}: {how}" for modality, how in self.looks_ahead.items())
+            yield (
+                f"warning: {self.kept.name} was trained on features that a session under way does not have yet "
+                f"({ahead}): send such as are computed from what was there so far, or null, and expect other "
+                "probabilities than jobs/predict.py gives for the finished session"
+            )
 
     def live(self, window: int | None) -> StreamingModel:
         """Its streaming form.

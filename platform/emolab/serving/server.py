@@ -54,6 +54,8 @@ def serve_live(settings: ServeSettings, *, dry_run: bool, report: Callable[[str]
     )
     if live.recomputes:
         report(f"{kept.name} has no streaming form: every step runs the whole session so far again")
+    for line in loaded.warnings():
+        report(line)
     if dry_run:
         return
     if settings.demo is not None:  # a cluster's processes run in another folder

@@ -75,9 +75,7 @@ def prepare(
     existing = _existing(output, corpus, protocol, seed=seed)
     if existing is not None:
         return existing
-    references = corpus.references()
-    if not references:
-        raise UserError(f"corpus {corpus.name} lists no session")
+    references = listed(corpus)
     work = WorkFolder(output)
     screened = screen(corpus, references)
     at_once = corpus.generated and protocol == Protocol()
@@ -97,6 +95,18 @@ def prepare(
         manifest = _write(corpus, load, output, chosen, shard_sessions, seed, protocol, report)
         work.remove()
     return manifest
+
+
+def listed(corpus: Corpus) -> Sequence[SessionReference]:
+    """The sessions of a corpus, of which there are some.
+
+    Raises:
+        UserError: there is none, or where they lie cannot be read.
+    """
+    references = corpus.references()
+    if not references:
+        raise UserError(f"corpus {corpus.name} lists no session")
+    return references
 
 
 @dataclass(frozen=True)
@@ -230,8 +240,13 @@ def read_recordings(
     return finished, refused
 
 
+def too_many(refused: int, total: int, max_refused: float) -> bool:
+    """Whether so many sessions that cannot be used are more than are allowed."""
+    return refused > max_refused * total
+
+
 def _check_refused(refused: Sequence[Refusal], total: int, max_refused: float, output: Path) -> None:
-    if len(refused) > max_refused * total:
+    if too_many(len(refused), total, max_refused):
         raise UserError(
             f"{len(refused)} of {total} sessions cannot be used, more than max_refused={max_refused:g} allows "
             f"(first: {refused[0].session_id[:60]}: {refused[0].reason}); all reasons are in {output / QUARANTINE}. "

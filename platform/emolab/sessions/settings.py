@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import MISSING, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from emolab.configuration import Settings, truths_as_text
+from emolab.configuration import Settings
 from emolab.corpora.catalog import corpus_class
 from emolab.corpora.corpus import Corpus
-from emolab.mistakes import first_mistake
-from emolab.names import UserError, nearest
+from emolab.corpora.options import check_options, is_required, options_of, resolved, with_options
+from emolab.names import UserError
 from emolab.sessions.protocol import Protocol
 
 _PLACES = ("source", "manifest")
 """Options of a corpus that say where its files lie; flags of the job."""
+FLAGS = (*_PLACES, "seed")
+"""Options of a corpus that are flags of the job."""
 
 
 class PrepareSettings(Settings):
@@ -25,7 +25,10 @@ class PrepareSettings(Settings):
     corpus: str = Field(default="edusim", description="edusim, mosi, media, ...")
     source: str | None = Field(default=None, description="folder or file of a corpus that is not generated")
     manifest: str | None = Field(default=None, description="table of sessions, of a corpus that takes one")
-    output: str = Field(default="data/edusim", description="folder to write")
+    output: str = Field(
+        default_factory=lambda known: f"data/{known.get('corpus')}",
+        description="folder to write, named after the corpus by default",
+    )
     seed: int = Field(default=0, ge=0, description="of the simulator, the split by speakers and the balancing")
     shard_sessions: int = Field(default=256, ge=1, description="most sessions per Parquet file")
     max_refused: float = Field(
@@ -35,7 +38,10 @@ class PrepareSettings(Settings):
         default=3600.0, gt=0.0, description="longest time without any finished session before the job gives up"
     )
     protocol: Protocol = Protocol()
-    options: dict[str, Any] = Field(default={}, description="the corpus's own options, as options.key=value")
+    options: dict[str, Any] = Field(
+        default={},
+        description="the corpus's own, as options.key=value: jobs/prepare.py --corpus NAME --help lists them",
+    )
 
     preset_section: ClassVar[str] = "prepare"
 
@@ -45,25 +51,28 @@ class PrepareSettings(Settings):
         Raises:
             UserError: unknown corpus or option, or a value it refuses.
         """
-        corpus: Any = corpus_class(self.corpus)
-        known = {field.name: field for field in fields(corpus) if field.init}
-        values = dict(self.options)
-        for name in (*_PLACES, "seed"):
-            if name in known and getattr(self, name) is not None:
-                values.setdefault(name, getattr(self, name))
-        for key in values:
-            if key not in known:
-                raise UserError(
-                    f"options.{key}: unknown option of {self.corpus}{nearest(key, known)} (options: {', '.join(known)})"
-                )
+        corpus = corpus_class(self.corpus)
+        values = self._given(corpus)
+        check_options(corpus, values)
         for name in _PLACES:
-            required = name in known and known[name].default is MISSING and known[name].default_factory is MISSING
-            if required and not values.get(name):
+            option = options_of(corpus).get(name)
+            if option is not None and is_required(option) and not values.get(name):
                 raise UserError(f"corpus {self.corpus} needs --{name}, which says where it lies")
-        values = truths_as_text(values, get_type_hints(corpus))
-        try:
-            return TypeAdapter(corpus).validate_python(values)
-        except ValidationError as error:
-            line = first_mistake(error, values)
-            option = re.split(r"[.:=]", line, maxsplit=1)[0]
-            raise UserError(f"options.{line}" if option in known else line) from None
+        return with_options(corpus, values)
+
+    def complete(self) -> Self:
+        """With every option of the corpus; what is a flag of the job stays one.
+
+        Raises:
+            UserError: as ``build``, except that the corpus may lie nowhere yet.
+        """
+        corpus = corpus_class(self.corpus)
+        known = options_of(corpus)
+        nowhere = {name: "" for name in _PLACES if name in known and is_required(known[name])}
+        filled = resolved(with_options(corpus, nowhere | self._given(corpus)), without=FLAGS)
+        return super().complete().model_copy(update={"options": self.options | filled})
+
+    def _given(self, corpus: type[Corpus]) -> dict[str, Any]:
+        """The corpus's options, of which some are flags of the job."""
+        flags = {name: getattr(self, name) for name in FLAGS if name in options_of(corpus)}
+        return {name: value for name, value in flags.items() if value is not None} | self.options

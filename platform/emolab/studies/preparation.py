@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emolab.cluster import connected
-from emolab.names import checked_name
+from emolab.corpora.corpus import Corpus, RefusedSessionError, SessionReference
+from emolab.names import UserError, checked_name
 from emolab.reports.data import data_page
 from emolab.sessions.inventory import FILE_NAME as INVENTORY
 from emolab.sessions.inventory import QUARANTINE
 from emolab.sessions.manifest import FILE_NAME, Manifest, write_atomically
-from emolab.sessions.preparation import REPORT, make_data_set
+from emolab.sessions.preparation import REPORT, listed, make_data_set, too_many
 from emolab.sessions.shards import describe
 from emolab.studies.preparation_settings import PreparationSettings
 from emolab.tracking.provenance import code_version
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Tracker
 
+_NAMED = 3
+"""Sessions that a dry run names of those whose files are missing."""
 REPORT_OF = "emolab.data_report"
 """Tag of the run that holds a data set's report; its value is the digest."""
 
@@ -29,9 +32,7 @@ def prepare_and_describe(settings: PreparationSettings, *, dry_run: bool, report
         UserError: as ``prepare``, and where weights of its encoders are missing.
     """
     if dry_run:
-        corpus = settings.build()
-        corpus.provenance()  # weights that are missing are told now
-        report(f"would write {len(corpus.references())} sessions of {corpus.name} to {settings.output}")
+        _check(settings, report)
         return
     report(describe(prepare_and_report(settings, report=report)))
 
@@ -44,7 +45,9 @@ def prepare_and_report(settings: PreparationSettings, *, report: Callable[[str],
     Raises:
         UserError: as ``prepare``.
     """
-    settings.build()  # a mistake is told before a cluster starts
+    corpus = settings.build()  # a mistake is told before a cluster starts
+    if not (Path(settings.output) / FILE_NAME).exists():  # a finished data set is found again without its source
+        listed(corpus)
     with connected(settings.cluster):
         manifest = make_data_set(settings, report=report)
     folder = Path(settings.output)
@@ -58,6 +61,35 @@ def prepare_and_report(settings: PreparationSettings, *, report: Callable[[str],
     except Exception as error:  # whichever way a tracker fails, the data set is there
         report(f"the report is not in the tracker: {' '.join(str(error).split())[:200]}")
     return manifest
+
+
+def _check(settings: PreparationSettings, report: Callable[[str], None]) -> None:
+    """Tell what would be made, and what of it could not.
+
+    Raises:
+        UserError: the sessions cannot be listed, weights are missing, or so many sessions name a file that is not there
+            that the preparation would be refused.
+    """
+    corpus = settings.build()
+    references = listed(corpus)
+    corpus.provenance()  # weights that are missing are told now
+    missing = [(each, files) for each in references if (files := _missing(corpus, each))]
+    lines = [f"session {each.session_id[:60]}: {files[0]}" for each, files in missing[:_NAMED]]
+    found = f"{len(missing)} of {len(references)} sessions name a file that is not there ({'; '.join(lines)})"
+    none_is_left = len(missing) == len(references)
+    if none_is_left or too_many(len(missing), len(references), settings.max_refused):
+        why = "which leaves none" if none_is_left else f"more than max_refused={settings.max_refused:g} allows"
+        raise UserError(f"{found}, {why}: put the files there, or mend the list")
+    report(f"would write {len(references) - len(missing)} sessions of {corpus.name} to {settings.output}")
+    if missing:
+        report(f"warning: {found} and would be set aside")
+
+
+def _missing(corpus: Corpus, reference: SessionReference) -> Sequence[Path]:
+    try:
+        return corpus.missing_files(reference)
+    except RefusedSessionError:  # set aside as well, but not for want of a file
+        return ()
 
 
 def _record(tracker: Tracker, folder: Path, manifest: Manifest) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from emolab.cluster_settings import ClusterSettings
-from emolab.sessions.settings import PrepareSettings
+from emolab.corpora.catalog import corpus_class, corpus_names
+from emolab.corpora.options import described
+from emolab.sessions.settings import FLAGS, PrepareSettings
 from emolab.tracking.settings import TrackingSettings
 
 
@@ -15,3 +20,21 @@ class PreparationSettings(PrepareSettings):
     runs: str = Field(default="runs", description="folder of the embedded tracker, as of the other jobs")
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @classmethod
+    def further_keys(cls, arguments: Sequence[str]) -> list[str]:
+        """For ``--help``: the options of the corpus that the command line names.
+
+        Raises:
+            UserError: there is no such corpus.
+        """
+        name = cls.model_fields["corpus"].default
+        for argument, following in itertools.pairwise([*arguments, ""]):
+            if argument == "--corpus":
+                name = following
+            elif argument.startswith(("--corpus=", "corpus=")):
+                name = argument.partition("=")[2]
+        return [
+            *(f"options.{line}" for line in described(corpus_class(name), without=FLAGS)),
+            f"options.* : of another corpus than {name}: --corpus NAME --help; corpora: {', '.join(corpus_names())}",
+        ]

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from emolab.cluster_settings import ClusterSettings
 from emolab.configuration import Settings
 from emolab.corpora.corpus import Split
+from emolab.robustness.shipped import shipped_suites
 from emolab.tracking.settings import TrackingSettings
 
 
@@ -16,7 +17,7 @@ class RobustnessSettings(Settings):
     model: str | tuple[str, ...] = Field(
         default=(), description="one or more: a run's folder, runs:/ID, a comparison's id, models:/name@alias"
     )
-    suite: str = Field(default="paper", description="paper, standard, full, validation, or a YAML file")
+    suite: str = Field(default="paper", description=f"{', '.join(shipped_suites())}, or a YAML file")
     data: str | None = Field(
         default=None, description="folder made by jobs/prepare.py; null: the data that the models were trained on"
     )

@@ -266,6 +266,16 @@ def open_tracker(*, enabled: bool, uri: str | None, experiment: str, output: Pat
     return MLflowTracker(sqlite_url(output / EMBEDDED), experiment, artifacts=output / "mlflow-artifacts")
 
 
+def tracker_file(*, uri: str | None, output: Path) -> Path | None:
+    """The file in which the tracker of a job keeps its runs, which may not be there yet; None where it is no file.
+
+    Raises:
+        UserError: the address cannot be one of a tracker.
+    """
+    configured = tracker_address(uri)
+    return store_file(configured) if configured else output / EMBEDDED
+
+
 def existing_tracker(
     *, enabled: bool, uri: str | None, experiment: str, output: Path, option: str = "--output"
 ) -> MLflowTracker:
@@ -279,8 +289,7 @@ def existing_tracker(
     """
     if not enabled:
         raise UserError("this job works on tracked runs: set tracking.enabled=true")
-    configured = tracker_address(uri)
-    file = store_file(configured) if configured else output / EMBEDDED
+    file = tracker_file(uri=uri, output=output)
     if file is not None and not file.exists():
         raise UserError(f"there is no tracker at {file}, nothing is recorded there: set {option} or tracking.uri")
     tracker = open_tracker(enabled=True, uri=uri, experiment=experiment, output=output)

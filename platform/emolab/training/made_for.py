@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edu_emotionnet.conventions import MODALITIES
 from emolab.names import UserError
 from emolab.sessions.manifest import Manifest
 
@@ -46,6 +47,24 @@ def check_steps(trained_on: Mapping[str, Any], step_seconds: float, *, model: st
         raise UserError(
             f"{model} was trained on steps of {trained_on['step_seconds']:g} s, {where} has steps of {step_seconds:g} s"
         )
+
+
+def looking_ahead(trained_on: Mapping[str, Any]) -> dict[str, str]:
+    """Modality -> how its features depend on what comes later in the session, where those of recordings do.
+
+    Features of the data set's own, as a published corpus or a simulation has them, are not known to.
+    """
+    found = {}
+    for modality in MODALITIES:
+        made = trained_on.get("options", {}).get(modality)
+        extractor = made.get("extractor") if isinstance(made, Mapping) else None
+        if extractor == "mfcc":
+            found[modality] = "mfcc is standardised over the whole session"
+        elif extractor == "wav2vec2":
+            found[modality] = f"wav2vec2 hears {made['window_seconds'] + made['context_seconds']:g} s at once"
+        elif extractor == "bert":
+            found[modality] = f"bert reads {made['tokens']} tokens at once"
+    return found
 
 
 def normalisation(trained_on: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, Literal, get_type_hints
@@ -39,8 +39,9 @@ class ModelSettings(Settings, extra="allow"):
         return {"name": name} | asdict(_model_options(name, options))
 
     @classmethod
-    def further_keys(cls) -> list[str]:
+    def further_keys(cls, arguments: Sequence[str]) -> list[str]:
         """For ``--help``: the options of the default model."""
+        del arguments
         options = asdict(zoo.entry("edu_emotionnet").config)
         return [f"{key} = {value!r}" for key, value in options.items()] + [
             f"* : options of another model; models: {', '.join(zoo.ZOO)}"
