@@ -26,6 +26,7 @@ import ray
 import torch
 from ray.util.state import list_actors
 from tests.conftest import REPOSITORY
+from tests.docs.guides import run_section
 from tests.serving.parts import LATE_FUSION, World, clean_environment, free_port, keep_model
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -118,6 +119,13 @@ def test_a_recorded_session_is_answered_step_by_step(server: Server) -> None:
             assert list(said["confidence"].values()) == pytest.approx(expected.confidence.tolist(), abs=1e-6)
 
 
+def test_the_client_of_the_guide_to_python_is_answered(server: Server) -> None:
+    found = run_section("A live session", {}, {"127.0.0.1:8000": f"127.0.0.1:{server.port}"})
+    assert found["greeting"]["dimensions"] == {"audio": 6, "visual": 4, "text": 3}
+    assert (found["answer"]["type"], found["answer"]["step"]) == ("prediction", 2)
+    assert found["answer"]["present"] == {"audio": True, "visual": False, "text": False}
+
+
 def test_malformed_messages_are_refused_and_other_sessions_undisturbed(server: Server) -> None:
     with server.open() as rude, server.open() as polite:
         greetings = [json.loads(client.recv(timeout=30)) for client in (rude, polite)]
@@ -178,8 +186,9 @@ def test_a_silent_session_is_closed(server: Server) -> None:
     with server.open() as client:
         client.recv(timeout=30)
         assert json.loads(client.recv(timeout=IDLE + 20))["code"] == "idle"
-        with pytest.raises(ConnectionClosed):
+        with pytest.raises(ConnectionClosed) as closed:
             client.recv(timeout=20)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
 
 
 def test_a_strangers_page_cannot_open_a_session(server: Server) -> None:
@@ -360,6 +369,9 @@ def test_it_ends_cleanly_on_a_signal(server: Server) -> None:
         client.recv(timeout=30)
         server.process.send_signal(signal.SIGINT)
         output, errors = server.process.communicate(timeout=90)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=20)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012  # docs/python.md: service restart
     assert server.process.returncode == 0, errors[-2000:]
     assert output.endswith("stopped\n")
     assert "Traceback" not in errors
