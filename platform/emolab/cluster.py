@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import ray
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emolab.cluster_settings import ClusterSettings, NodeGroup, joins_cluster
@@ -45,6 +45,11 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
             context = _connect(settings)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {settings.address!r}: {error}") from None
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster asks for a token ({error.message.split('. ')[0]}): give this process the cluster's own, "
+            "in RAY_AUTH_TOKEN or in the file ~/.ray/auth_token"
+        ) from None
     except Exception as error:
         if type(error) is not Exception:
             raise

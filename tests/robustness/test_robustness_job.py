@@ -19,6 +19,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tests.docs.guides import notebook, run_section
 from tests.jobs.test_jobs import run_here
 from tests.training.test_loop import settings_for
 
@@ -876,3 +877,16 @@ def test_models_that_differ_in_more_than_their_seed_are_told_apart(toy_data: Pat
 
 def test_models_are_counted_in_words() -> None:
     assert [counted_models(count) for count in (0, 1, 2)] == ["0 models", "1 model", "2 models"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_guide_to_python_reads_a_sweep(finished: Finished, trained: Trained) -> None:
+    _, results, _ = finished
+    with notebook(trained.output.parent, trained.tracker.uri) as namespace:
+        found = run_section("A sweep of robustness", namespace, {"NAME": results.name})
+    assert set(found["curve"].columns) == {group.label for group in results.groups}
+    assert list(found["curve"].index) == [0.3, 0.6, 0.9]
+    (late,) = (group for group in results.groups if group.model == "late_fusion")
+    (cells,) = (levels[0.6] for (name, _), levels in results.curves().items() if name == "frame_missing")
+    assert found["curve"].loc[0.6, late.label] == pytest.approx(late.score(cells))

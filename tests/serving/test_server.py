@@ -26,6 +26,7 @@ import ray
 import torch
 from ray.util.state import list_actors
 from tests.conftest import REPOSITORY
+from tests.docs.guides import run_section
 from tests.serving.parts import LATE_FUSION, World, clean_environment, free_port, keep_model
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -116,6 +117,13 @@ def test_a_recorded_session_is_answered_step_by_step(server: Server) -> None:
             expected = stream.step(vectors)
             assert said["probabilities"] == pytest.approx(expected.probabilities.tolist(), abs=1e-6)
             assert list(said["confidence"].values()) == pytest.approx(expected.confidence.tolist(), abs=1e-6)
+
+
+def test_the_client_of_the_guide_to_python_is_answered(server: Server) -> None:
+    found = run_section("A live session", {}, {"127.0.0.1:8000": f"127.0.0.1:{server.port}"})
+    assert found["greeting"]["dimensions"] == {"audio": 6, "visual": 4, "text": 3}
+    assert (found["answer"]["type"], found["answer"]["step"]) == ("prediction", 2)
+    assert found["answer"]["present"] == {"audio": True, "visual": False, "text": False}
 
 
 def test_malformed_messages_are_refused_and_other_sessions_undisturbed(server: Server) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.docs.guides import guide, quoted, rows, run_section, sections
 from tests.serving.parts import World, free_port
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -87,6 +88,44 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> type[SlowSession]:
     monkeypatch.setattr("emolab.serving.web.LiveSession", SlowSession)
     monkeypatch.setattr(SlowSession, "answered", 0)
     return SlowSession
+
+
+def test_the_client_of_the_guide_to_python_is_answered_and_its_place_given_back(loaded: LoadedModel) -> None:
+    with served(loaded) as port:
+        for _ in range(2):
+            seconds_until_free(port)
+            found = run_section("A live session", {}, {"127.0.0.1:8000": f"127.0.0.1:{port}"})
+            assert (found["answer"]["type"], found["answer"]["step"]) == ("prediction", 2)
+            assert found["answer"]["present"] == {"audio": True, "visual": False, "text": False}
+
+
+def test_the_server_ends_a_session_with_the_codes_of_the_guide(loaded: LoadedModel) -> None:
+    table = rows(sections(guide("python.md"))["A live session"], "case")
+    told = {quoted(code)[0]: int(close) for _, code, close in table if quoted(code)}
+    (stopped,) = (int(close) for _, code, close in table if code == "none")
+    with served(loaded, idle_seconds=1.0) as port, begin(port) as client:
+        hear(client)
+        with begin(port) as further:
+            assert ended(further) == ("too_many_sessions", told["too_many_sessions"])
+        assert ended(client) == ("idle", told["idle"])
+    with served(loaded, steps=0) as port, begin(port) as client:
+        hear(client)
+        client.send(step(0))
+        assert ended(client) == ("too_many_steps", told["too_many_steps"])
+    with served(loaded) as port:
+        client = begin(port)
+        hear(client)
+    assert ended(client) == (None, stopped)
+
+
+def ended(client: ClientConnection) -> tuple[str | None, int]:
+    """The code of the error that a client is told last, and that with which its connection is closed."""
+    code = None
+    with pytest.raises(ConnectionClosed) as closed:
+        while True:
+            code = hear(client).get("code")
+    assert closed.value.rcvd is not None
+    return code, closed.value.rcvd.code
 
 
 @pytest.mark.parametrize("politely", [True, False])

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from tests.conftest import REPOSITORY, ToyCorpus
+from tests.docs.guides import notebook, run_section
 
 from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.theory import local_lipschitz
@@ -889,3 +890,15 @@ def test_figures_draw_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         comparison_page(judged({"edu_emotionnet": [0.8, 0.7], "mult": [0.6, 0.65], "misa": [0.5, 0.5]}))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_guide_to_python_reads_a_comparison(finished: Finished) -> None:
+    with notebook(finished.folder.parent.parent, tracker_of(finished.settings).uri) as namespace:
+        found = run_section("A comparison", namespace, {"NAME": finished.folder.name})
+    tested = {cell.run_id: cell for cell in finished.comparison.cells}
+    assert set(found["ranking"].index) == {"edu_emotionnet", "late_fusion"}
+    for row in found["cells"].itertuples():
+        assert found["tested"].loc[row.run, "tags.emolab.model"] == row.model == tested[row.run].model
+        assert found["tested"].loc[row.run, "metrics.test_macro_f1"] == tested[row.run].metrics["test_macro_f1"]
