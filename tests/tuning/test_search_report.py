@@ -98,14 +98,32 @@ def test_the_worst_trial_is_seen_and_the_colours_are_explained(
 
 def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:
     figures = search_figures(result)
-    assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
+    assert list(figures) == ["history", "budget", "slices", "parallel"]
     shown = search_page(result, WINNER, figures, TuneSettings()).decode()
     assert shown.count("<svg") == len(figures) + 1  # and the training curves
-    for part in ("run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss", "0.1429"):
+    for part in (
+        "run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss", "0.1429",
+        "11 trials have scores that can be compared after the same epoch (1); it takes 20",
+    ):  # fmt: skip
         assert part in shown, part
     rows = re.findall(r"<tr><td data-value=\"(\d+)\">\d+</td><td data-value=\"(complete|pruned|failed|fail)\"", shown)
     assert len(rows) == 12
     assert search_figures(result) == figures  # equal results, equal bytes
+
+
+def test_the_figure_of_importances_says_what_was_compared(result: Any) -> None:
+    for number in range(12, 22):
+        result.study.ask()
+        result.study.report(number, 1, 0.01 * number)
+        result.study.tell(number, "PRUNED", reason="pruned after epoch 1", epochs=1)
+    figures = search_figures(result)
+    assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
+    drawn = figures["importances"].decode()
+    assert ">score after epoch 1 of 21 trials</text>" in drawn
+    assert "explained variation" not in drawn  # PED-ANOVA measures no such thing
+    shown = search_page(result, WINNER, figures, TuneSettings()).decode()
+    assert "not how much of the score it explains" in shown
+    assert shown.count("Importance of the parameters") == 1
 
 
 @pytest.mark.parametrize("trials", [1, 3])

@@ -43,6 +43,7 @@ def search_page(
     if result.finalists:
         sections.append(_final(result))
     sections += [Section(title=title, figure=figures[name]) for name, title in _TITLES.items() if name in figures]
+    sections.append(_importances(result, figures))
     sections.append(Section(title="Training the best configuration", figure=training_curves(winner.progress.reports)))
     return page(f"Search {result.folder.name}", lines, sections)
 
@@ -93,9 +94,21 @@ _TITLES = {
     "budget": "Where the epochs went",
     "slices": "Parameter against score",
     "parallel": "All trials, parameter by parameter",
-    "importances": "Importance of the parameters (PED-ANOVA)",
 }
 """Figure -> heading, in the order of the page."""
+
+
+def _importances(result: SearchResult, figures: Mapping[str, bytes]) -> Section:
+    """Which parameters mattered, or why that cannot be told."""
+    title = "Importance of the parameters"
+    if "importances" not in figures:
+        return Section(title=title, text=result.study.importances().reason)
+    text = (
+        "How far the values of the best trials lie from those of all trials, parameter by parameter; the differences "
+        "add up to 1. A long bar says that good trials had other values of it than the rest, not how much of the score "
+        "it explains. Where chance moves the scores as much as the parameters do, it can also put the wrong one first."
+    )
+    return Section(title=title, text=text, figure=figures["importances"])
 
 
 def _final(result: SearchResult) -> Section:

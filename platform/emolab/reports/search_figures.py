@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 
 if TYPE_CHECKING:
+    from emolab.tuning.importances import Importances
     from emolab.tuning.search import SearchResult
     from emolab.tuning.trials import TrialRecord
 
@@ -34,8 +35,9 @@ def search_figures(result: SearchResult) -> dict[str, bytes]:
     figures["slices"] = slices(result.records)
     if len(_keys(result.records)) > 1:
         figures["parallel"] = parallel(result.records)
-    if shares := result.study.importances():
-        figures["importances"] = importances(shares)
+    found = result.study.importances()
+    if found.shares:
+        figures["importances"] = importances(found)
     return figures
 
 
@@ -195,14 +197,16 @@ def _ends(axes: Axes, place: int, low: str, high: str) -> None:
     axes.annotate(high, (place, 1.03), ha="center", va="bottom", fontsize=8)
 
 
-def importances(shares: dict[str, float]) -> bytes:
-    """The share of the variation that each parameter explains."""
+def importances(found: Importances) -> bytes:
+    """By which parameters the best trials differ from all of them, and what was compared."""
+    names = list(found.shares)[::-1]
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 0.6 + 0.4 * len(shares)), layout="constrained")
+        figure = Figure(figsize=(8.5, 1.0 + 0.4 * len(names)), layout="constrained")
         axes = figure.subplots()
-        names = list(shares)[::-1]
-        axes.barh(names, [shares[name] for name in names])
-        axes.set(xlabel="share of explained variation")
+        axes.barh(names, [found.shares[name] for name in names])
+        axes.set_title(found.compared, fontsize=10)
+        axes.set(xlabel="difference between the best trials' values and all trials' (PED-ANOVA, sum 1)")
+        axes.set_xlim(0.0, 1.0)
         return svg(figure)
 
 

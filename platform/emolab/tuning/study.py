@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emolab.databases import sqlite_url
 from emolab.tuning.claims import claim, draw_with
+from emolab.tuning.importances import Importances, importances_of
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
 from emolab.tuning.trials import (
@@ -278,15 +279,9 @@ class Study:
         """Numbers of the trials that no other trial beats in every objective."""
         return sorted(trial.number for trial in self._study.best_trials)
 
-    def importances(self) -> dict[str, float]:
-        """Parameter -> share of the variation it explains; empty where there are too few trials to tell."""
-        try:
-            with warnings.catch_warnings():
-                # Optuna warns that there are too few, and then says that all are alike.
-                warnings.filterwarnings("error", message="The number of trials is too small")
-                return optuna.importance.get_param_importances(self._study)
-        except (ValueError, RuntimeError, ZeroDivisionError, UserWarning):
-            return {}
+    def importances(self) -> Importances:
+        """Which parameters told good trials from bad ones, as ``importances_of`` compares them."""
+        return importances_of(self.history(), objectives=len(self.objectives))
 
     def history(self) -> Sequence[FrozenTrial]:
         """The trials in the order in which they were asked for."""
