@@ -85,7 +85,7 @@ def test_the_worst_trial_is_seen_and_the_colours_are_explained(
     drawn: list[Figure] = []
     monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
     records = [record for record in result.records if record.value is not None][:scored]
-    parallel(records)
+    parallel(records, chosen=records[0].number)
     axes, colours = drawn[0].axes
     lines = [line for line in axes.lines if len(line.get_xydata()) > 2]  # the others are the parameters' axes
     assert len(lines) == len(records) + 1
@@ -93,7 +93,52 @@ def test_the_worst_trial_is_seen_and_the_colours_are_explained(
         assert np.dot(to_rgb(line.get_color()), (0.299, 0.587, 0.114)) < 0.7  # white is 1
         assert line.get_linewidth() >= 1.0
     assert colours.get_ylabel() == "validation macro-F1"
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["best trial"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["chosen"]
+
+
+def test_the_chosen_trial_is_the_one_that_stands_out_although_others_scored_higher(
+    result: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
+    stopped = next(record for record in result.records if record.state == "PRUNED")
+    result.records[result.records.index(stopped)] = replace(stopped, value=0.9)  # before its score fell
+    search_figures(result)
+    (marked,) = [line for line in drawn[-1].axes[0].lines if line.get_label() == "chosen"]
+    values = [record.value for record in result.records if record.value is not None]
+    heights = np.asarray(marked.get_ydata(), dtype=float)
+    assert heights[-1] == pytest.approx((result.best.value - min(values)) / (0.9 - min(values)))
+    shown = search_page(result, WINNER, {}, TuneSettings()).decode()
+    assert f"Chosen: trial {result.best.number}, the winner of the final. Validation macro-F1:" in shown
+    result.finalists = []
+    shown = search_page(result, WINNER, {}, TuneSettings()).decode()
+    assert f"Chosen: trial {result.best.number}, the best that completed." in shown
+
+
+def test_epochs_are_counted_in_the_order_in_which_trials_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    study.use_sampler(make_sampler("random", seed=1, space=SPACE))
+    for number in range(3):
+        study.ask()
+        study.report(number, 1, 0.1 * number + 0.1)
+    study.tell(2, "COMPLETE", [0.3], epochs=9)
+    study.tell(0, "PRUNED", reason="pruned after epoch 1", epochs=1)
+    study.flush()
+    reopened = Study(tmp_path / "study.db", "s", space=SPACE)
+    reopened.requeue_interrupted()  # trial 1
+    draw = reopened.ask()
+    reopened.tell(draw.number, "COMPLETE", [0.2], epochs=4)
+    assert reopened.order_of_end() == [2, 0, draw.number]
+    history(reopened.records(), reopened.order_of_end())
+    by_trial, by_epoch = drawn[0].axes
+    points = [tuple(point) for dots in by_epoch.collections for point in np.asarray(dots.get_offsets()).tolist()]
+    assert sorted(points) == [(9.0, 0.3), (10.0, 0.1), (14.0, 0.2)]
+    (best,) = by_epoch.lines
+    assert np.asarray(best.get_xydata()).tolist() == [[9.0, 0.3], [10.0, 0.3], [14.0, 0.3]]
+    assert by_epoch.get_xlabel() == "epochs of the trials that had ended"
+    assert {x for dots in by_trial.collections for x, _ in np.asarray(dots.get_offsets()).tolist()} == {0, 2, 3}
 
 
 def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:
@@ -129,9 +174,11 @@ def test_the_figure_of_importances_says_what_was_compared(result: Any) -> None:
 @pytest.mark.parametrize("trials", [1, 3])
 def test_trials_and_epochs_are_counted_in_whole_numbers(result: Any, trials: int) -> None:
     few = [record for record in result.records if record.number < trials]
-    ticks = re.findall(r">(\d+\.\d+)</text>", history(few).decode())
+    ticks = re.findall(r">(\d+\.\d+)</text>", history(few, range(12)).decode())
     assert all(float(tick) < 1 for tick in ticks)  # those of the score alone
-    assert ">9</text>" in history(few[:1]).decode()  # an axis with a single whole number on it shows that one
+    assert (
+        ">9</text>" in history(few[:1], range(12)).decode()
+    )  # an axis with a single whole number on it shows that one
 
 
 def test_whole_parameters_have_whole_ticks(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ def search_page(
         settings: of the search.
     """
     reference = result.manifest.splits["validation"].reference_scores
+    chosen = "the winner of the final" if result.finalists else "the best that completed"
     lines = [
-        f"Best trial {result.best.number}: validation macro-F1 {result.best.value:.4f}; trained again, "
-        f"{winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
+        f"Chosen: trial {result.best.number}, {chosen}. Validation macro-F1: {result.best.value:.4f} in the search; "
+        f"trained again, {winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
         " ".join(trained_again(settings, result, winner)),
         f"Class prior: accuracy {result.manifest.class_prior:.4f}, macro-F1 {result.manifest.class_prior_macro_f1:.4f}."
         + (
@@ -49,7 +50,7 @@ def search_page(
 
 
 def trained_again(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> list[str]:
-    """Which of the two models is kept, and why the best trial and the training again differ; one sentence each."""
+    """Which of the two models is kept, and why the chosen trial and the training again differ; one sentence each."""
     before, now = result.best.value or 0.0, winner.progress.best_macro_f1
     difference = round(now - before, 4)
     name = settings.register_as if settings.tracking.enabled else None
@@ -104,7 +105,7 @@ def _importances(result: SearchResult, figures: Mapping[str, bytes]) -> Section:
     if "importances" not in figures:
         return Section(title=title, text=result.study.importances().reason)
     text = (
-        "How far the values of the best trials lie from those of all trials, parameter by parameter; the differences "
+        "How far the values of the best quarter of the trials lie from those of all trials, parameter by parameter; the differences "
         "add up to 1. A long bar says that good trials had other values of it than the rest, not how much of the score "
         "it explains. Where chance moves the scores as much as the parameters do, it can also put the wrong one first."
     )

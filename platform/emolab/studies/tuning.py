@@ -171,7 +171,7 @@ def _comparison(settings: TuneSettings, result: SearchResult, winner: TrainedMod
     return [
         f"best parameters: {parameters}",
         *([f"final: {chosen.mean:.4f} ± {chosen.half_width:.4f} over {len(chosen.values)} seeds"] if chosen else []),
-        f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
+        f"validation macro-F1: chosen trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
         f"{winner.progress.best_macro_f1:.4f} (class prior {manifest.class_prior_macro_f1:.4f}{ceiling})",
         *trained_again(settings, result, winner),
     ]

@@ -257,6 +257,11 @@ class Study:
         trials.sort(key=lambda trial: (order[trial.state], -(value_of(trial) or 0.0), trial.number))
         return [record_of(trial) for trial in trials]
 
+    def order_of_end(self) -> list[int]:
+        """Numbers of the trials that count, in the order in which they ended."""
+        ended = [(t.datetime_complete, t.number) for t in self.history() if counts(t) and t.datetime_complete]
+        return [number for _, number in sorted(ended)]
+
     def record(self, number: int) -> TrialRecord:
         """One trial."""
         return record_of(self._frozen(number))
