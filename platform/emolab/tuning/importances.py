@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from emolab.tuning.trials import EPOCHS, SCHEDULE, counts
@@ -105,7 +106,7 @@ def _shares(scored: Sequence[tuple[FrozenTrial, list[float]]], *, objectives: in
     parameters = list(dict.fromkeys(name for trial, _ in scored for name in trial.distributions))
     if len(parameters) < 2:
         return {}
-    study = optuna.create_study(directions=["maximize"] * objectives)
+    study = optuna.create_study(directions=[StudyDirection.MAXIMIZE] * objectives)
     study.add_trials(
         [create_trial(values=scores, params=t.params, distributions=t.distributions) for t, scores in scored]
     )
