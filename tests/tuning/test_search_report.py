@@ -23,6 +23,7 @@ from emolab.tuning.methods import make_sampler
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
+from emolab.tuning.trials import OVER, SPENT
 
 SPACE = SearchSpace.model_validate(
     {
@@ -202,6 +203,72 @@ def test_the_reason_of_a_failure_has_room_of_its_own(result: Any) -> None:
     assert '<td class="prose" data-value="&lt;non-finite&gt; loss">' in failed  # it wraps
     result.records = [record for record in result.records if record.state != "FAIL"]
     assert "Failed trials" not in search_page(result, WINNER, {}, TuneSettings()).decode()
+
+
+@pytest.fixture
+def limited(result: Any, tmp_path: Path) -> Any:
+    """A search with a limit of 5,000 parameters, two of whose four trials were over it and one met a spent budget."""
+    study = Study(tmp_path / "limited.db", "s", space=SPACE)
+    study.use_sampler(make_sampler("random", seed=1, space=SPACE))
+    for number, excess in enumerate((-1000.0, 3240.0, 120.0, 0.0)):
+        study.ask()
+        study.constrain(number, {"parameters": excess})
+        if excess > 0:
+            study.tell(number, "PRUNED", reason=f"{OVER}: parameters")
+    study.report(3, 1, 0.2)
+    study.tell(3, "PRUNED", reason=f"{SPENT} after epoch 1", epochs=1)
+    study.tell(0, "COMPLETE", [0.4], epochs=9)
+    study.flush()
+    reopened = Study(tmp_path / "limited.db", "s", space=SPACE)
+    assert reopened.records() == study.records()
+    return SimpleNamespace(**vars(result) | {"records": reopened.records(), "best": reopened.best(), "study": reopened})
+
+
+def test_the_page_says_what_stopped_a_trial_and_what_its_model_measured(limited: Any) -> None:
+    settings = TuneSettings.model_validate({"tuning": {"constraints": {"parameters": 5000}}})
+    (trials,) = re.findall("<h2>Trials</h2>.*?</table>", search_page(limited, WINNER, {}, settings).decode())
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)", row)[:6] for row in trials.split("<tr>")[1:]]
+    assert rows == [
+        ["trial", "state", "validation macro-F1", "epochs", "stopped by", "parameters (at most 5000)"],
+        ["0", "complete", "0.4", "9", "", "4000"],
+        ["3", "pruned", "0.2", "1", "epoch budget", "5000"],
+        ["1", "pruned", "", "0", "limit on parameters", "8240"],
+        ["2", "pruned", "", "0", "limit on parameters", "5120"],
+    ]
+
+
+def test_the_table_of_trials_is_followed_by_what_stopped_some(
+    limited: Any, result: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_trials(limited)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "stopped by epoch budget: trial 3",
+        "stopped by limit on parameters: trials 1, 2 (parameters over by 120 to 3240)",
+    ]
+    print_trials(result)
+    assert "stopped by scheduler: trials 1, 2, 5, 7, 8, 10, 11" in capsys.readouterr().out.splitlines()
+    many = [replace(record, state="PRUNED", reason="pruned after epoch 1") for record in result.records] * 2
+    print_trials(SimpleNamespace(**vars(result) | {"records": many}), most=0)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("4, 4, 5, 5 and 12 more")
+
+
+def test_the_final_says_what_its_interval_leaves_out_and_has_none_for_one_seed(result: Any) -> None:
+    def final() -> str:
+        (found,) = re.findall("<h2>The final</h2>.*?</table>", search_page(result, WINNER, {}, TuneSettings()).decode())
+        return found
+
+    assert "the luck of the seeds, not that of the sessions." in final()
+    other = result.finalists[0].record
+    result.finalists.append(Finalist(record=other, values=(0.4, 0.5), failures=1))
+    assert "It is that of the best of 2, chosen by these same trainings" in final()
+    assert "<th>failed</th>" in final()
+    result.finalists[1] = Finalist(record=other, values=(), failures=3)
+    assert "inf" not in final()
+    result.finalists = [Finalist(record=other, values=(value,)) for value in (0.6, 0.5)]
+    assert "trained with a seed that the search did not use" in final()
+    for absent in ("half-width", "95 %", "nan", "failed"):
+        assert absent not in final()
 
 
 def again(score: float, workers: int) -> Any:
