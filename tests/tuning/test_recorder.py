@@ -15,7 +15,7 @@ from emolab.tracking.tracker import Run, Tracker
 from emolab.tuning.recorder import TrialRecorder
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
-from emolab.tuning.trials import METRIC
+from emolab.tuning.trials import METRIC, OVER
 
 SPACE = SearchSpace.model_validate(
     {"parameters": {"model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5}}}
@@ -139,6 +139,26 @@ def test_a_trial_that_goes_on_names_the_code_of_every_call(
         (run_id,) = tracker.children(parent)
         assert tuple(tracker.tags(run_id)[name] for name in CODE) == ("a b", "false")
         tracker.close()
+
+
+def test_a_stopped_trial_says_what_stopped_it_and_what_its_model_measured(tmp_path: Path) -> None:
+    tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
+    assert isinstance(tracker, MLflowTracker)
+    parent = tracker.start("search").run_id
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    recorder = TrialRecorder(tracker, parent, limits={"parameters": 5000.0})
+    draw = study.ask()
+    recorder.began(draw.number, draw.parameters)
+    study.constrain(draw.number, {"parameters": 3240.0})
+    study.tell(draw.number, "PRUNED", reason=f"{OVER}: parameters")
+    recorder.ended(study.record(draw.number))
+    recorder.close()
+    assert recorder.trouble == ""
+    (run_id,) = tracker.children(parent)
+    run = tracker.client.get_run(run_id)
+    assert run.data.tags["emolab.trial_state"] == "pruned"
+    assert run.data.tags["emolab.stopped_by"] == "limit on parameters"
+    assert run.data.metrics == {"model_parameters": 8240.0}
 
 
 @pytest.mark.fault

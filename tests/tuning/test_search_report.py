@@ -23,6 +23,7 @@ from emolab.tuning.methods import make_sampler
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
+from emolab.tuning.trials import OVER, SPENT
 
 SPACE = SearchSpace.model_validate(
     {
@@ -85,7 +86,7 @@ def test_the_worst_trial_is_seen_and_the_colours_are_explained(
     drawn: list[Figure] = []
     monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
     records = [record for record in result.records if record.value is not None][:scored]
-    parallel(records)
+    parallel(records, chosen=records[0].number)
     axes, colours = drawn[0].axes
     lines = [line for line in axes.lines if len(line.get_xydata()) > 2]  # the others are the parameters' axes
     assert len(lines) == len(records) + 1
@@ -93,27 +94,92 @@ def test_the_worst_trial_is_seen_and_the_colours_are_explained(
         assert np.dot(to_rgb(line.get_color()), (0.299, 0.587, 0.114)) < 0.7  # white is 1
         assert line.get_linewidth() >= 1.0
     assert colours.get_ylabel() == "validation macro-F1"
-    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["best trial"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["chosen"]
+
+
+def test_the_chosen_trial_is_the_one_that_stands_out_although_others_scored_higher(
+    result: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
+    stopped = next(record for record in result.records if record.state == "PRUNED")
+    result.records[result.records.index(stopped)] = replace(stopped, value=0.9)  # before its score fell
+    search_figures(result)
+    (marked,) = [line for line in drawn[-1].axes[0].lines if line.get_label() == "chosen"]
+    values = [record.value for record in result.records if record.value is not None]
+    heights = np.asarray(marked.get_ydata(), dtype=float)
+    assert heights[-1] == pytest.approx((result.best.value - min(values)) / (0.9 - min(values)))
+    shown = search_page(result, WINNER, {}, TuneSettings()).decode()
+    assert f"Chosen: trial {result.best.number}, the winner of the final. Validation macro-F1:" in shown
+    result.finalists = []
+    shown = search_page(result, WINNER, {}, TuneSettings()).decode()
+    assert f"Chosen: trial {result.best.number}, the best that completed." in shown
+
+
+def test_epochs_are_counted_in_the_order_in_which_trials_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(search_figures_module, "svg", lambda figure: drawn.append(figure) or b"")
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    study.use_sampler(make_sampler("random", seed=1, space=SPACE))
+    for number in range(3):
+        study.ask()
+        study.report(number, 1, 0.1 * number + 0.1)
+    study.tell(2, "COMPLETE", [0.3], epochs=9)
+    study.tell(0, "PRUNED", reason="pruned after epoch 1", epochs=1)
+    study.flush()
+    reopened = Study(tmp_path / "study.db", "s", space=SPACE)
+    reopened.requeue_interrupted()  # trial 1
+    draw = reopened.ask()
+    reopened.tell(draw.number, "COMPLETE", [0.2], epochs=4)
+    assert reopened.order_of_end() == [2, 0, draw.number]
+    history(reopened.records(), reopened.order_of_end())
+    by_trial, by_epoch = drawn[0].axes
+    points = [tuple(point) for dots in by_epoch.collections for point in np.asarray(dots.get_offsets()).tolist()]
+    assert sorted(points) == [(9.0, 0.3), (10.0, 0.1), (14.0, 0.2)]
+    (best,) = by_epoch.lines
+    assert np.asarray(best.get_xydata()).tolist() == [[9.0, 0.3], [10.0, 0.3], [14.0, 0.3]]
+    assert by_epoch.get_xlabel() == "epochs of the trials that had ended"
+    assert {x for dots in by_trial.collections for x, _ in np.asarray(dots.get_offsets()).tolist()} == {0, 2, 3}
 
 
 def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> None:
     figures = search_figures(result)
-    assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
+    assert list(figures) == ["history", "budget", "slices", "parallel"]
     shown = search_page(result, WINNER, figures, TuneSettings()).decode()
     assert shown.count("<svg") == len(figures) + 1  # and the training curves
-    for part in ("run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss", "0.1429"):
+    for part in (
+        "run-1", "run-2", "The final", "0.52", "Where the epochs went", "&lt;non-finite&gt; loss", "0.1429",
+        "11 trials have scores that can be compared after the same epoch (1); it takes 20",
+    ):  # fmt: skip
         assert part in shown, part
     rows = re.findall(r"<tr><td data-value=\"(\d+)\">\d+</td><td data-value=\"(complete|pruned|failed|fail)\"", shown)
     assert len(rows) == 12
     assert search_figures(result) == figures  # equal results, equal bytes
 
 
+def test_the_figure_of_importances_says_what_was_compared(result: Any) -> None:
+    for number in range(12, 22):
+        result.study.ask()
+        result.study.report(number, 1, 0.01 * number)
+        result.study.tell(number, "PRUNED", reason="pruned after epoch 1", epochs=1)
+    figures = search_figures(result)
+    assert list(figures) == ["history", "budget", "slices", "parallel", "importances"]
+    drawn = figures["importances"].decode()
+    assert ">score after epoch 1 of 21 trials</text>" in drawn
+    assert "explained variation" not in drawn  # PED-ANOVA measures no such thing
+    shown = search_page(result, WINNER, figures, TuneSettings()).decode()
+    assert "not how much of the score it explains" in shown
+    assert shown.count("Importance of the parameters") == 1
+
+
 @pytest.mark.parametrize("trials", [1, 3])
 def test_trials_and_epochs_are_counted_in_whole_numbers(result: Any, trials: int) -> None:
     few = [record for record in result.records if record.number < trials]
-    ticks = re.findall(r">(\d+\.\d+)</text>", history(few).decode())
+    ticks = re.findall(r">(\d+\.\d+)</text>", history(few, range(12)).decode())
     assert all(float(tick) < 1 for tick in ticks)  # those of the score alone
-    assert ">9</text>" in history(few[:1]).decode()  # an axis with a single whole number on it shows that one
+    assert (
+        ">9</text>" in history(few[:1], range(12)).decode()
+    )  # an axis with a single whole number on it shows that one
 
 
 def test_whole_parameters_have_whole_ticks(tmp_path: Path) -> None:
@@ -137,6 +203,72 @@ def test_the_reason_of_a_failure_has_room_of_its_own(result: Any) -> None:
     assert '<td class="prose" data-value="&lt;non-finite&gt; loss">' in failed  # it wraps
     result.records = [record for record in result.records if record.state != "FAIL"]
     assert "Failed trials" not in search_page(result, WINNER, {}, TuneSettings()).decode()
+
+
+@pytest.fixture
+def limited(result: Any, tmp_path: Path) -> Any:
+    """A search with a limit of 5,000 parameters, two of whose four trials were over it and one met a spent budget."""
+    study = Study(tmp_path / "limited.db", "s", space=SPACE)
+    study.use_sampler(make_sampler("random", seed=1, space=SPACE))
+    for number, excess in enumerate((-1000.0, 3240.0, 120.0, 0.0)):
+        study.ask()
+        study.constrain(number, {"parameters": excess})
+        if excess > 0:
+            study.tell(number, "PRUNED", reason=f"{OVER}: parameters")
+    study.report(3, 1, 0.2)
+    study.tell(3, "PRUNED", reason=f"{SPENT} after epoch 1", epochs=1)
+    study.tell(0, "COMPLETE", [0.4], epochs=9)
+    study.flush()
+    reopened = Study(tmp_path / "limited.db", "s", space=SPACE)
+    assert reopened.records() == study.records()
+    return SimpleNamespace(**vars(result) | {"records": reopened.records(), "best": reopened.best(), "study": reopened})
+
+
+def test_the_page_says_what_stopped_a_trial_and_what_its_model_measured(limited: Any) -> None:
+    settings = TuneSettings.model_validate({"tuning": {"constraints": {"parameters": 5000}}})
+    (trials,) = re.findall("<h2>Trials</h2>.*?</table>", search_page(limited, WINNER, {}, settings).decode())
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)", row)[:6] for row in trials.split("<tr>")[1:]]
+    assert rows == [
+        ["trial", "state", "validation macro-F1", "epochs", "stopped by", "parameters (at most 5000)"],
+        ["0", "complete", "0.4", "9", "", "4000"],
+        ["3", "pruned", "0.2", "1", "epoch budget", "5000"],
+        ["1", "pruned", "", "0", "limit on parameters", "8240"],
+        ["2", "pruned", "", "0", "limit on parameters", "5120"],
+    ]
+
+
+def test_the_table_of_trials_is_followed_by_what_stopped_some(
+    limited: Any, result: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_trials(limited)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "stopped by epoch budget: trial 3",
+        "stopped by limit on parameters: trials 1, 2 (parameters over by 120 to 3240)",
+    ]
+    print_trials(result)
+    assert "stopped by scheduler: trials 1, 2, 5, 7, 8, 10, 11" in capsys.readouterr().out.splitlines()
+    many = [replace(record, state="PRUNED", reason="pruned after epoch 1") for record in result.records] * 2
+    print_trials(SimpleNamespace(**vars(result) | {"records": many}), most=0)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("4, 4, 5, 5 and 12 more")
+
+
+def test_the_final_says_what_its_interval_leaves_out_and_has_none_for_one_seed(result: Any) -> None:
+    def final() -> str:
+        (found,) = re.findall("<h2>The final</h2>.*?</table>", search_page(result, WINNER, {}, TuneSettings()).decode())
+        return found
+
+    assert "the luck of the seeds, not that of the sessions." in final()
+    other = result.finalists[0].record
+    result.finalists.append(Finalist(record=other, values=(0.4, 0.5), failures=1))
+    assert "It is that of the best of 2, chosen by these same trainings" in final()
+    assert "<th>failed</th>" in final()
+    result.finalists[1] = Finalist(record=other, values=(), failures=3)
+    assert "inf" not in final()
+    result.finalists = [Finalist(record=other, values=(value,)) for value in (0.6, 0.5)]
+    assert "trained with a seed that the search did not use" in final()
+    for absent in ("half-width", "95 %", "nan", "failed"):
+        assert absent not in final()
 
 
 def again(score: float, workers: int) -> Any:

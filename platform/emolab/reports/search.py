@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from emolab.reports.figures import training_curves
 from emolab.reports.page import Section, Styled, TableData, page
+from emolab.tuning.outcome import read_with_care, stopped_by
 from emolab.tuning.points import beside_base
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ def search_page(
         settings: of the search.
     """
     reference = result.manifest.splits["validation"].reference_scores
+    chosen = "the winner of the final" if result.finalists else "the best that completed"
     lines = [
-        f"Best trial {result.best.number}: validation macro-F1 {result.best.value:.4f}; trained again, "
-        f"{winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
+        f"Chosen: trial {result.best.number}, {chosen}. Validation macro-F1: {result.best.value:.4f} in the search; "
+        f"trained again, {winner.progress.best_macro_f1:.4f} at epoch {winner.progress.best_epoch}.",
         " ".join([*beside_base(result.records, result.best), *trained_again(settings, result, winner)]),
         f"Class prior: accuracy {result.manifest.class_prior:.4f}, macro-F1 {result.manifest.class_prior_macro_f1:.4f}."
         + (
@@ -39,17 +42,18 @@ def search_page(
         f"Search run {result.run_id}, final run {winner.run_id}, data set {result.manifest.digest[:16]}. "
         "All scores are on validation; the test split was not opened.",
     ]
-    sections = [Section(title="Trials", table=_table(result))]
+    sections = [Section(title="Trials", table=_table(result, settings.tuning.constraints.limits()))]
     sections += _failures(result)
     if result.finalists:
         sections.append(_final(result))
     sections += [Section(title=title, figure=figures[name]) for name, title in _TITLES.items() if name in figures]
+    sections.append(_importances(result, figures))
     sections.append(Section(title="Training the best configuration", figure=training_curves(winner.progress.reports)))
     return page(f"Search {result.folder.name}", lines, sections)
 
 
 def trained_again(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> list[str]:
-    """Which of the two models is kept, and why the best trial and the training again differ; one sentence each."""
+    """Which of the two models is kept, and why the chosen trial and the training again differ; one sentence each."""
     before, now = result.best.value or 0.0, winner.progress.best_macro_f1
     difference = round(now - before, 4)
     name = settings.register_as if settings.tracking.enabled else None
@@ -94,28 +98,53 @@ _TITLES = {
     "budget": "Where the epochs went",
     "slices": "Parameter against score",
     "parallel": "All trials, parameter by parameter",
-    "importances": "Importance of the parameters (PED-ANOVA)",
 }
 """Figure -> heading, in the order of the page."""
 
 
+def _importances(result: SearchResult, figures: Mapping[str, bytes]) -> Section:
+    """Which parameters mattered, or why that cannot be told."""
+    title = "Importance of the parameters"
+    if "importances" not in figures:
+        return Section(title=title, text=result.study.importances().reason)
+    text = (
+        "How far the values of the best quarter of the trials lie from those of all trials, parameter by parameter; "
+        "the differences add up to 1. A long bar says that good trials had other values of it than the rest, not how "
+        "much of the score it explains. Where chance moves the scores as much as the parameters do, it can also put "
+        "the wrong one first."
+    )
+    return Section(title=title, text=text, figure=figures["importances"])
+
+
 def _final(result: SearchResult) -> Section:
-    seeds = len(result.finalists[0].values)
+    seeds = len(result.finalists[0].values)  # the winner completed all
+    each = f"{seeds} seeds" if seeds > 1 else "a seed"
+    half_width = " The half-width is that of the 95 % interval of the mean over seeds (Student's t)." * (seeds > 1)
     return Section(
         title="The final",
-        text=f"The best trials, each trained with {seeds} seeds that the search did not use; the best mean on "
-        "validation wins. The half-width is that of the 95 % interval of the mean over seeds (Student's t).",
+        text=f"The best trials, each trained with {each} that the search did not use; the best mean on validation "
+        f"wins.{half_width} {read_with_care(result.finalists)}",
         table=TableData(
             columns=[
                 "trial",
                 "in the search",
                 "epochs there",
                 "mean",
-                "half-width",
+                *(["half-width"] if seeds > 1 else []),
                 *(f"run {i + 1}" for i in range(seeds)),
+                "failed",
             ],
             rows=[
-                [f.record.number, f.record.value, f.record.epochs, f.mean, f.half_width, *f.values]
+                [
+                    f.record.number,
+                    f.record.value,
+                    f.record.epochs,
+                    f.mean if f.values else math.nan,
+                    *([f.half_width] if seeds > 1 else []),
+                    *f.values,
+                    *[None] * (seeds - len(f.values)),
+                    f.failures or None,
+                ]
                 for f in result.finalists
             ],
         ),
@@ -129,7 +158,7 @@ def _failures(result: SearchResult) -> list[Section]:
     return [Section(title="Failed trials", table=table)] if rows else []
 
 
-def _table(result: SearchResult) -> TableData:
+def _table(result: SearchResult, limits: Mapping[str, float]) -> TableData:
     keys = list(dict.fromkeys(key for record in result.records for key in record.parameters))
     both = any(record.robustness is not None for record in result.records)
     return TableData(
@@ -139,6 +168,8 @@ def _table(result: SearchResult) -> TableData:
             "validation macro-F1",
             *(["robustness"] if both else []),
             "epochs",
+            "stopped by",
+            *(f"{name} (at most {limit:.6g})" for name, limit in limits.items()),
             *keys,
         ],
         rows=[
@@ -148,6 +179,8 @@ def _table(result: SearchResult) -> TableData:
                 r.value,
                 *([r.robustness] if both else []),
                 r.epochs,
+                stopped_by(r),
+                *(r.measured(limits).get(name) for name in limits),
                 *(r.parameters.get(k) for k in keys),
             ]
             for r in result.records

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from emolab.reports.figures import STYLE, count_in_whole_numbers, svg
 
 if TYPE_CHECKING:
+    from emolab.tuning.importances import Importances
     from emolab.tuning.search import SearchResult
     from emolab.tuning.trials import TrialRecord
 
@@ -27,26 +28,33 @@ _STATES = (("COMPLETE", "C0"), ("PRUNED", "C7"))
 
 def search_figures(result: SearchResult) -> dict[str, bytes]:
     """Name -> SVG of every figure that the search gives rise to, in the order in which they are shown."""
-    figures = {"history": history(result.records)}
+    figures = {"history": history(result.records, result.study.order_of_end())}
     if any(record.robustness is not None for record in result.records):
         figures["front"] = front(result)
     figures["budget"] = budget(result.records, result.rungs)
     figures["slices"] = slices(result.records)
     if len(_keys(result.records)) > 1:
-        figures["parallel"] = parallel(result.records)
-    if shares := result.study.importances():
-        figures["importances"] = importances(shares)
+        figures["parallel"] = parallel(result.records, chosen=result.best.number)
+    found = result.study.importances()
+    if found.shares:
+        figures["importances"] = importances(found)
     return figures
 
 
-def history(records: Sequence[TrialRecord]) -> bytes:
-    """The score of every trial and the best so far: by trial, and by the epochs that were paid for."""
-    ordered = sorted(records, key=lambda record: record.number)
-    paid = dict(zip([r.number for r in ordered], np.cumsum([r.epochs for r in ordered]).tolist(), strict=True))
+def history(records: Sequence[TrialRecord], order_of_end: Sequence[int]) -> bytes:
+    """The score of every trial and the best so far: by trial, and by the epochs of all that had ended by then.
+
+    Args:
+        order_of_end: the trials' numbers, the first to end first.
+    """
+    by_number = {record.number: record for record in sorted(records, key=lambda record: record.number)}
+    ended = [by_number[number] for number in order_of_end if number in by_number]
+    paid = dict(zip([r.number for r in ended], np.cumsum([r.epochs for r in ended]).tolist(), strict=True))
+    panels = ((list(by_number.values()), {number: number for number in by_number}), (ended, paid))
     with rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.2), layout="constrained")
         by_trial, by_epoch = figure.subplots(1, 2, sharey=True)
-        for axes, place in ((by_trial, {r.number: r.number for r in ordered}), (by_epoch, paid)):
+        for axes, (ordered, place) in zip((by_trial, by_epoch), panels, strict=True):
             for state, colour in _STATES:
                 points = [(place[r.number], r.value) for r in ordered if r.state == state and r.value is not None]
                 if points:
@@ -55,7 +63,7 @@ def history(records: Sequence[TrialRecord]) -> bytes:
             if line:
                 axes.step(*zip(*line, strict=True), where="post", color="C1", label="best so far")
         by_trial.set(xlabel="trial", ylabel=_SCORE)
-        by_epoch.set(xlabel="epochs trained so far")
+        by_epoch.set(xlabel="epochs of the trials that had ended")
         for axes in (by_trial, by_epoch):
             count_in_whole_numbers(axes.xaxis)
         by_trial.legend(frameon=False)
@@ -63,7 +71,7 @@ def history(records: Sequence[TrialRecord]) -> bytes:
 
 
 def best_so_far(ordered: Sequence[TrialRecord]) -> list[tuple[int, float]]:
-    """(trial, best completed score up to it), from the first completed trial on."""
+    """(trial, best completed score up to it), from the first completed trial on, in the order given."""
     line: list[tuple[int, float]] = []
     for record in ordered:
         completed = [record.value] if record.state == "COMPLETE" and record.value is not None else []
@@ -146,8 +154,13 @@ def _slice(axes: Axes, records: Sequence[TrialRecord], key: str) -> None:
     axes.set(xlabel=key, ylabel=_SCORE)
 
 
-def parallel(records: Sequence[TrialRecord]) -> bytes:
-    """Every scored trial as a line through its parameters, the darker the better it scored; the best on top."""
+def parallel(records: Sequence[TrialRecord], *, chosen: int) -> bytes:
+    """Every scored trial as a line through its parameters, the darker the better it scored; the chosen one on top.
+
+    Args:
+        chosen: the trial whose parameters were taken. Others may have scored higher: before they were stopped, or in
+            the search where a final decided.
+    """
     keys = _keys(records)
     scored = sorted((r for r in records if r.value is not None), key=lambda r: r.value or 0.0)
     scores = np.array([r.value or 0.0 for r in scored])
@@ -161,7 +174,8 @@ def parallel(records: Sequence[TrialRecord]) -> bytes:
         heights = np.column_stack([heights, shades])
         for row, score, shade in zip(heights, scores, shades, strict=True):
             axes.plot(range(len(keys) + 1), row, color=colours.to_rgba(score), linewidth=1.0 + 0.8 * shade)
-        axes.plot(range(len(keys) + 1), heights[-1], color="C1", linewidth=2.2, label="best trial")
+        for row in heights[[record.number == chosen for record in scored]]:
+            axes.plot(range(len(keys) + 1), row, color="C1", linewidth=2.2, label="chosen")
         figure.colorbar(colours, ax=axes, label=_SCORE, shrink=0.8, pad=0.02)
         figure.legend(frameon=False, fontsize=8, loc="outside upper right")
         axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), "macro-F1"])
@@ -195,14 +209,16 @@ def _ends(axes: Axes, place: int, low: str, high: str) -> None:
     axes.annotate(high, (place, 1.03), ha="center", va="bottom", fontsize=8)
 
 
-def importances(shares: dict[str, float]) -> bytes:
-    """The share of the variation that each parameter explains."""
+def importances(found: Importances) -> bytes:
+    """By which parameters the best trials differ from all of them, and what was compared."""
+    names = list(found.shares)[::-1]
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 0.6 + 0.4 * len(shares)), layout="constrained")
+        figure = Figure(figsize=(8.5, 1.0 + 0.4 * len(names)), layout="constrained")
         axes = figure.subplots()
-        names = list(shares)[::-1]
-        axes.barh(names, [shares[name] for name in names])
-        axes.set(xlabel="share of explained variation")
+        axes.barh(names, [found.shares[name] for name in names])
+        axes.set_title(found.compared, fontsize=10)
+        axes.set(xlabel="difference between the best quarter's values and all trials' (PED-ANOVA, sum 1)")
+        axes.set_xlim(0.0, 1.0)
         return svg(figure)
 
 

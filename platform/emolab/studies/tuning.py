@@ -21,6 +21,7 @@ from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
+from emolab.tuning.outcome import mean_over_seeds, read_with_care, stopped_by
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
 from emolab.tuning.points import beside_base
 from emolab.tuning.search import SearchResult, holding_search, search_in
@@ -134,7 +135,7 @@ def _register(name: str, winner: TrainedModel, tracker: Tracker, run: Run) -> st
 
 
 def print_trials(result: SearchResult, *, most: int = 20) -> None:
-    """The table of trials, best first, and why some of them failed."""
+    """The table of trials, best first, and why some of them did not complete."""
     keys = list(result.best.parameters)
     table = Table(title=f"{len(result.records)} trials of {result.folder.name}")
     for column in ("trial", "state", "validation macro-F1", "epochs", *keys):
@@ -147,20 +148,43 @@ def print_trials(result: SearchResult, *, most: int = 20) -> None:
         table.add_row(str(record.number), record.state.lower(), score, str(record.epochs), *values)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
-    for line in failures(result.records):
+    for line in ends(result.records):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def failures(records: Sequence[TrialRecord]) -> list[str]:
-    """A line for each reason for which trials failed, which the table has no room for."""
-    numbers: dict[str, list[int]] = {}
+def ends(records: Sequence[TrialRecord]) -> list[str]:
+    """A line for each reason for which trials were stopped or failed, which the table has no room for."""
+    stopped: dict[str, list[TrialRecord]] = {}
+    failed: dict[str, list[TrialRecord]] = {}
     for record in records:
-        if record.state == "FAIL":
-            numbers.setdefault(record.reason, []).append(record.number)
+        if cause := stopped_by(record):
+            stopped.setdefault(cause, []).append(record)
+        elif record.state == "FAIL":
+            failed.setdefault(record.reason, []).append(record)
     return [
-        f"failed: trial{'s' if len(those) > 1 else ''} {', '.join(map(str, sorted(those)))}: {reason}"
-        for reason, those in numbers.items()
+        *(f"stopped by {cause}: {_numbered(those)}{_beyond(those)}" for cause, those in stopped.items()),
+        *(f"failed: {_numbered(those)}: {reason}" for reason, those in failed.items()),
     ]
+
+
+def _numbered(records: Sequence[TrialRecord], *, most: int = 12) -> str:
+    numbers = sorted(record.number for record in records)
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return f"trial{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:most]))}{more}"
+
+
+def _beyond(records: Sequence[TrialRecord]) -> str:
+    """By how much trials exceed limits."""
+    beyond: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.excess.items():
+            if value > 0:
+                beyond.setdefault(name, []).append(value)
+    ranges = [
+        f"{name} over by {min(values):.6g}" + (f" to {max(values):.6g}" if len(values) > 1 else "")
+        for name, values in beyond.items()
+    ]
+    return f" ({', '.join(ranges)})" if ranges else ""
 
 
 def _comparison(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> list[str]:
@@ -171,8 +195,8 @@ def _comparison(settings: TuneSettings, result: SearchResult, winner: TrainedMod
     chosen = result.finalists[0] if result.finalists else None
     return [
         f"best parameters: {parameters}",
-        *([f"final: {chosen.mean:.4f} ± {chosen.half_width:.4f} over {len(chosen.values)} seeds"] if chosen else []),
-        f"validation macro-F1: best trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
+        *([f"final: {mean_over_seeds(chosen)}", read_with_care(result.finalists)] if chosen else []),
+        f"validation macro-F1: chosen trial {result.best.value:.4f}, trained again for {winner.progress.epoch} epochs "
         f"{winner.progress.best_macro_f1:.4f} (class prior {manifest.class_prior_macro_f1:.4f}{ceiling})",
         *beside_base(result.records, result.best),
         *trained_again(settings, result, winner),

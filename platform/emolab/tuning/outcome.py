@@ -1,11 +1,44 @@
-"""What to tell of a search of which no trial completed."""
+"""What to tell of how trials ended, of a search of which none completed, and of a final's scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from emolab.tuning.finals import Finalist
 from emolab.tuning.study import Study
 from emolab.tuning.trials import OVER, SPENT, TrialRecord
+
+
+def stopped_by(record: TrialRecord) -> str:
+    """What ended a trial before its time, in a word or two; empty where it completed or failed."""
+    if record.state != "PRUNED":
+        return ""
+    if record.reason.startswith(OVER):
+        return f"limit on {' and '.join(_limits_of(record.reason))}"
+    return "epoch budget" if record.reason.startswith(SPENT) else "scheduler"
+
+
+def mean_over_seeds(finalist: Finalist) -> str:
+    """A finalist's score, with the interval where several trainings give one."""
+    count = len(finalist.values)
+    if not count:
+        return "no training completed"
+    if count == 1:
+        return f"{finalist.mean:.4f} with one seed"
+    return f"{finalist.mean:.4f} ± {finalist.half_width:.4f} (95 % interval over {count} seeds)"
+
+
+def read_with_care(finalists: Sequence[Finalist]) -> str:
+    """What the score of a final's winner, and its interval, leave out."""
+    rivals = len(finalists)
+    if len(finalists[0].values) < 2:
+        chosen = f", and the best of {rivals} is likely too high" if rivals > 1 else ""
+        return f"A single training shows neither the luck of its seed nor that of the sessions{chosen}."
+    chosen = (
+        f" It is that of the best of {rivals}, chosen by these same trainings, and so too narrow and too high for the "
+        "winner."
+    )
+    return "The interval holds the luck of the seeds, not that of the sessions." + chosen * (rivals > 1)
 
 
 def none_completed(study: Study, limits: Mapping[str, float]) -> str:

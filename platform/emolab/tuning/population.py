@@ -189,7 +189,7 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
         record = self._study.record(number)
         self._recorder.ended(record)
         state = "failed" if failure else "complete"
-        outcome = failure or f"validation macro-F1 {record.value or math.nan:.4f}"
+        outcome = failure or f"validation macro-F1 {math.nan if record.value is None else record.value:.4f}"
         self._report(f"trial {number} {state} after {record.epochs} epochs: {outcome}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from emolab.tracking.provenance import CLEAN, COMMIT, code_version, together
 from emolab.tracking.tracker import Run, Tracker
+from emolab.tuning.outcome import stopped_by
 from emolab.tuning.study import Study
 from emolab.tuning.trials import METRIC, ROBUSTNESS, TrialRecord
 
@@ -31,13 +32,17 @@ class TrialRecorder:
     """One thread that talks to the tracker. What it could not write is written by the next call of the search: the
     study holds everything that the tracker is told."""
 
-    def __init__(self, tracker: Tracker, parent: str, *, kind: str = "trial") -> None:
+    def __init__(
+        self, tracker: Tracker, parent: str, *, kind: str = "trial", limits: Mapping[str, float] | None = None
+    ) -> None:
         """
         Args:
             parent: id of the run below which the trials are recorded.
             kind: what the trials are, for ``emolab.kind`` and the names of the runs.
+            limits: of an acceptable model, by name; what was measured for them is recorded.
         """
         self._tracker, self._parent, self._kind, self._tag = tracker, parent, kind, f"emolab.{kind}"
+        self._limits = dict(limits or {})
         self._runs: dict[int, Run] = {}
         self._tasks: queue.SimpleQueue[tuple[int | None, Callable[[], object]] | None] = queue.SimpleQueue()
         self._version: dict[str, str] | None = None
@@ -123,10 +128,13 @@ class TrialRecorder:
         run = self._runs.pop(record.number)
         if record.robustness is not None:
             run.log_metrics({ROBUSTNESS: record.robustness}, step=record.epochs)
+        if measured := record.measured(self._limits):
+            run.log_metrics({f"model_{name}": value for name, value in measured.items()}, step=record.epochs)
         run.finish("FAILED" if record.state == "FAIL" else "FINISHED")
         # The state comes last: it is how the next call knows that nothing is missing.
         tags = {"emolab.trial_state": _STATES[record.state]}
-        run.set_tags(tags | ({"failure": record.reason} if record.state == "FAIL" else {}))
+        reasons = {"FAIL": {"failure": record.reason}, "PRUNED": {"emolab.stopped_by": stopped_by(record)}}
+        run.set_tags(tags | reasons.get(record.state, {}))
 
     def _complete(self, trials: Mapping[int, tuple[TrialRecord, Sequence[Mapping[str, float]]]]) -> None:
         mine = set(self._tracker.find("emolab.kind", self._kind, parent=self._parent))

@@ -27,7 +27,7 @@ def run_trials(
 ) -> None:
     """Run trials until the study holds ``trials`` of them or the epoch budget is spent, and record each below the run
     ``parent``."""
-    recorder = TrialRecorder(tracker, parent, kind=kind)
+    recorder = TrialRecorder(tracker, parent, kind=kind, limits=settings.tuning.constraints.limits())
     try:
         recorder.catch_up(study)
         if study.finished() >= trials:
@@ -45,6 +45,7 @@ def run_trials(
                 concurrency=plan.concurrency,
                 rungs=rungs,
                 epoch_budget=settings.tuning.epoch_budget if kind == "trial" else None,
+                kind=kind,
             )
         elif settings.tuning.stopping == "pbt" and kind == "trial":
             from emolab.tuning.population import run_population

@@ -21,7 +21,7 @@ from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
 from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import make_pruner, make_sampler
-from emolab.tuning.outcome import none_completed
+from emolab.tuning.outcome import mean_over_seeds, none_completed
 from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
 from emolab.tuning.points import enqueue_points
 from emolab.tuning.running import run_trials
@@ -153,7 +153,7 @@ def _final(
     run_trials(settings, plan, final, tracker, run.run_id, report, trials=trials, kind="final")
     finalists = ranked(candidates, final, settings)
     for finalist in finalists:
-        report(f"finalist trial {finalist.record.number}: {finalist.mean:.4f} ± {finalist.half_width:.4f} (95 %)")
+        report(f"finalist trial {finalist.record.number}: {mean_over_seeds(finalist)}")
     return finalists
 
 

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emolab.databases import sqlite_url
 from emolab.tuning.claims import claim, draw_with
+from emolab.tuning.importances import Importances, importances_of
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
 from emolab.tuning.trials import (
@@ -259,6 +260,11 @@ class Study:
         trials.sort(key=lambda trial: (order[trial.state], -(value_of(trial) or 0.0), trial.number))
         return [record_of(trial) for trial in trials]
 
+    def order_of_end(self) -> list[int]:
+        """Numbers of the trials that count, in the order in which they ended."""
+        ended = [(t.datetime_complete, t.number) for t in self.history() if counts(t) and t.datetime_complete]
+        return [number for _, number in sorted(ended)]
+
     def record(self, number: int) -> TrialRecord:
         """One trial."""
         return record_of(self._frozen(number))
@@ -281,15 +287,9 @@ class Study:
         """Numbers of the trials that no other trial beats in every objective."""
         return sorted(trial.number for trial in self._study.best_trials)
 
-    def importances(self) -> dict[str, float]:
-        """Parameter -> share of the variation it explains; empty where there are too few trials to tell."""
-        try:
-            with warnings.catch_warnings():
-                # Optuna warns that there are too few, and then says that all are alike.
-                warnings.filterwarnings("error", message="The number of trials is too small")
-                return optuna.importance.get_param_importances(self._study)
-        except (ValueError, RuntimeError, ZeroDivisionError, UserWarning):
-            return {}
+    def importances(self) -> Importances:
+        """Which parameters told good trials from bad ones, as ``importances_of`` compares them."""
+        return importances_of(self.history(), objectives=len(self.objectives))
 
     def history(self) -> Sequence[FrozenTrial]:
         """The trials in the order in which they were asked for."""

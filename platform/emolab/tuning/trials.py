@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,6 +53,12 @@ class TrialRecord:
     """Epoch -> validation macro-F1 of the weights kept by then."""
     labels: dict[str, Any] = field(default_factory=dict)
     """What the trial was enqueued with."""
+    excess: dict[str, float] = field(default_factory=dict)
+    """Limit -> by how much the trial's model exceeds it; negative where it stays below."""
+
+    def measured(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """What was measured of the trial's model, by the name of its limit."""
+        return {name: limit + self.excess[name] for name, limit in limits.items() if name in self.excess}
 
     @property
     def mean_objective(self) -> float:
@@ -92,6 +99,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         seconds=float(trial.user_attrs.get(SECONDS, 0.0)),
         curve=dict(sorted(trial.intermediate_values.items())),
         labels=labels_of(trial),
+        excess=dict(trial.constraints),
     )
 
 

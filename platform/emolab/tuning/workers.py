@@ -51,10 +51,11 @@ class StudySearcher(Unsaved, Searcher):
         report: Callable[[str], None],
         *,
         epoch_budget: int | None = None,
+        kind: str = "trial",
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study, self._recorder, self._rungs, self._report = study, recorder, rungs, report
-        self._epoch_budget = epoch_budget
+        self._epoch_budget, self._kind = epoch_budget, kind
         self._numbers: dict[str, int] = {}
         self._curves: dict[str, list[dict[str, float]]] = {}
         self._started: dict[str, float] = {}
@@ -106,9 +107,10 @@ class StudySearcher(Unsaved, Searcher):
         self._study.flush()
         record = self._study.record(number)
         self._recorder.ended(record)
-        outcome = reason if state == "FAIL" else f"validation macro-F1 {record.value or math.nan:.4f}"
+        unscored = state == "FAIL" or record.value is None
+        outcome = reason if unscored else f"validation macro-F1 {record.value:.4f}"
         named = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}[state]
-        self._report(f"trial {number} {named} after {record.epochs} epochs: {outcome}")
+        self._report(f"{self._kind} {number} {named} after {record.epochs} epochs: {outcome}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what resumes is the study."""
@@ -150,9 +152,14 @@ def run_with_workers(
     concurrency: int,
     rungs: Sequence[int],
     epoch_budget: int | None = None,
+    kind: str = "trial",
 ) -> None:
-    """Run trials of several workers until the study holds ``trials`` of them, or their epochs are spent."""
-    searcher = StudySearcher(study, recorder, rungs, report, epoch_budget=epoch_budget)
+    """Run trials of several workers until the study holds ``trials`` of them, or their epochs are spent.
+
+    Args:
+        kind: what a trial is called in what people read.
+    """
+    searcher = StudySearcher(study, recorder, rungs, report, epoch_budget=epoch_budget, kind=kind)
     if searcher.spent:
         return
     ray.tune.Tuner(
