@@ -185,6 +185,22 @@ def test_the_pruner_is_asked_with_what_was_reported(tmp_path: Path) -> None:
     assert stopped == [False, True, True, False]
 
 
+def test_tpe_learns_to_stay_within_a_limit_from_trials_that_were_never_trained(tmp_path: Path) -> None:
+    """Half of the space is over it."""
+    study = open_study(tmp_path)
+    excess = []
+    for _ in range(50):
+        draw = study.ask()
+        excess.append(draw.parameters["model.dropout"] - 0.25)
+        study.constrain(draw.number, {"parameters": excess[-1]})
+        if excess[-1] > 0:
+            study.tell(draw.number, "PRUNED", reason=f"{OVER}: parameters")
+        else:
+            finish(study, draw.number, draw.parameters["training.learning_rate"])
+    study.flush()
+    assert sum(each > 0 for each in excess[-25:]) <= 6
+
+
 def test_importances_need_enough_trials(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     assert study.importances() == {}

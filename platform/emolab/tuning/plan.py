@@ -100,6 +100,7 @@ def check_search(settings: TuneSettings) -> SearchSpace:
         tuning.stopping,
         space,
         objectives=len(tuning.objectives),
+        constrained=bool(tuning.constraints.limits()),
         workers=settings.workers.count,
         grace=tuning.grace_epochs,
         factor=tuning.reduction_factor,

@@ -16,7 +16,8 @@ from emolab.tuning.trials import Objective
 
 
 class ConstraintSettings(Settings):
-    """Limits of an acceptable model. A trial over a limit is PRUNED before its first epoch, and the sampler told."""
+    """Limits of an acceptable model. A trial over a limit is PRUNED before its first epoch. The sampler tpe learns to
+    stay within them, random and grid draw as without; gp and cmaes cannot learn from such a trial and are refused."""
 
     parameters: int | None = Field(default=None, ge=1, description="most trainable parameters")
     latency_ms: float | None = Field(
@@ -67,9 +68,10 @@ class SearchSettings(Settings):
         ge=1,
         description="trials that tpe and gp draw at random before they learn from what was found",
     )
-    scheduler: Scheduler = Field(
-        default="asha",
-        description="asha, halving, hyperband, median, none or pbt; with several objectives none stops a trial",
+    scheduler: Scheduler | None = Field(
+        default=None,
+        description="asha, halving, hyperband, median, none or pbt; null: asha, or none where there are several "
+        "objectives, by which none of the others can decide",
     )
     objectives: tuple[Objective, ...] = Field(
         default=("macro_f1",), description="[macro_f1] or [macro_f1, robustness], both on validation"
@@ -107,8 +109,8 @@ class SearchSettings(Settings):
 
     @property
     def stopping(self) -> Scheduler:
-        """The scheduler that is in force: with several objectives none."""
-        return self.scheduler if len(self.objectives) == 1 else "none"
+        """The scheduler that is in force."""
+        return self.scheduler or ("asha" if len(self.objectives) == 1 else "none")
 
 
 class TuneSettings(TrainSettings):

@@ -185,7 +185,7 @@ class Study:
         return len(self.objectives) == 1 and self._running[number].should_prune()
 
     def constrain(self, number: int, excess: Mapping[str, float]) -> None:
-        """Limits and by how much the trial exceeds them; above zero is infeasible."""
+        """Limits and by how much the trial exceeds them; above zero is infeasible. Of the samplers TPE learns it."""
         for name, value in excess.items():
             if name not in self._running[number].constraints:
                 self._running[number].set_constraint(name, value)
