@@ -53,6 +53,7 @@ def test_a_search_is_one_process_s_until_its_winner_is_reported(
     [
         (["tuning.space=nowhere.yaml"], ["nowhere.yaml"]),
         (["tuning.sampler=cmaes", "tuning.scheduler=halving"], ["sampler cmaes"]),
+        (["tuning.epoch_budget=1", "training.patience=2"], ["no trial could complete", "tuning.epoch_budget"]),
         (["tuning.sampler=gp"], ["sampler gp", "scheduler asha", "set tuning.scheduler=none"]),
         (
             ["tuning.sampler=gp", "tuning.scheduler=none", "tuning.constraints.parameters=9"],

@@ -1,14 +1,18 @@
 """Samplers and schedulers: each does what its name says, and what cannot work together is refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import REPOSITORY
 
 from emolab.configuration import presets, read_preset, validate
 from emolab.names import UserError
-from emolab.tuning.methods import check_methods, expected_epochs, make_pruner, make_sampler, rungs
+from emolab.training.recipe import TrainingSettings
+from emolab.tuning.methods import check_epoch_budget, check_methods, expected_epochs, make_pruner, make_sampler, rungs
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
@@ -69,6 +73,28 @@ def test_what_cannot_work_together_is_refused_in_one_line(
     with pytest.raises(UserError) as error:
         check_methods(sampler, scheduler, space(**parameters), **(FINE | changes))
     one_line(error, *parts)
+
+
+@pytest.mark.parametrize(
+    ("budget", "training", "parameters", "shortest"),
+    [
+        (11, {"epochs": 12, "patience": 12}, {}, 12),
+        (4, {"epochs": 12, "patience": 4}, {}, 5),  # the first epoch was the best, and four more were waited
+        (11, {"epochs": 12, "patience": 4, "selection": "last"}, {}, 12),  # which waits for nothing
+        (2, {"epochs": 12, "patience": 4}, {"patience": {"distribution": "int", "low": 2, "high": 9}}, 3),
+        (4, {"patience": 4, "selection": "last"}, {"selection": CHOICE | {"choices": ["best", "last"]}}, 5),
+    ],
+)
+def test_an_epoch_budget_below_the_shortest_trial_is_refused(
+    budget: int, training: Any, parameters: Any, shortest: int, one_line: Callable[..., None]
+) -> None:
+    chosen = TrainingSettings.model_validate(training)
+    searched = space(kl_weight=FLOAT, **parameters)
+    check_epoch_budget(None, chosen, searched)
+    check_epoch_budget(budget + 1, chosen, searched)
+    with pytest.raises(UserError) as error:
+        check_epoch_budget(budget, chosen, searched)
+    one_line(error, f"for {shortest} epochs at least", f"is {budget}: set tuning.epoch_budget to", f"{chosen.epochs},")
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random", "grid"])
@@ -143,6 +169,24 @@ def test_a_sampler_learns_with_every_scheduler_that_it_may_be_combined_with(
     latest = values[-len(values) // 3 :]
     assert sum(latest) / len(latest) > 0.75  # drawn at random it would be 0.5
     study.flush()
+
+
+def test_gp_draws_without_a_warning_of_what_is_not_installed(tmp_path: Path) -> None:
+    """In a process of its own: Optuna says it once, when the first draw from a model imports what draws."""
+    code = f"""
+from pathlib import Path
+from emolab.tuning.methods import make_sampler
+from emolab.tuning.space import SearchSpace
+from emolab.tuning.study import Study
+space = SearchSpace.model_validate({{"parameters": {{"training.kl_weight": {FLOAT}}}}})
+sampler = make_sampler("gp", seed=0, space=space, startup=1)
+study = Study(Path({str(tmp_path / "study.db")!r}), "s", space=space, sampler=sampler)
+for _ in range(3):
+    study.tell(study.ask().number, "COMPLETE", [0.5])
+study.flush()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("beside", [{}, {"selection": CHOICE, "gradient_clip": {**FLOAT, "low": 1.0}}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, R
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from emolab.names import UserError
+from emolab.training.recipe import TrainingSettings
 from emolab.tuning.space import SHAPE_FREE, CategoricalParameter, SearchSpace
 
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
@@ -53,6 +55,9 @@ def make_sampler(
         if name == "grid":
             return AskedGrid(space.grid())  # its own seed stays: it decides which point has which number
         if name == "gp":
+            # It warns that greenlet is missing, with which a draw takes 0.13 s of a CPU in place of 0.28 s: too little
+            # beside a trial for a dependency, and nothing that people could do about.
+            logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)
             return GPSampler(seed=seed, n_startup_trials=startup)
         if name == "cmaes":
             return _cmaes(seed, pruning, earlier)
@@ -207,6 +212,23 @@ def _check_sampler(sampler: Sampler, space: SearchSpace, *, objectives: int, con
                 f"a grid of {points} points is larger than {_LARGEST_GRID}: take fewer values or larger steps in the "
                 "space, or choose random"
             )
+
+
+def check_epoch_budget(budget: int | None, training: TrainingSettings, space: SearchSpace) -> None:
+    """Refuse a budget, in epochs over all trials, of which not even the first trial would see its end.
+
+    Raises:
+        UserError: it is smaller than the shortest trial there can be, whatever stops the others.
+    """
+    patience, selection = (space.parameters.get(f"training.{key}") for key in ("patience", "selection"))
+    waits = [training.patience, *(patience.representatives() if patience is not None else ())]
+    ends_early = "best" in [training.selection, *(selection.representatives() if selection is not None else ())]
+    shortest = min(training.epochs, 1 + min(waits)) if ends_early else training.epochs
+    if budget is not None and budget < shortest:
+        raise UserError(
+            f"no trial could complete: it trains for {shortest} epochs at least, tuning.epoch_budget is {budget}: set "
+            f"tuning.epoch_budget to at least {training.epochs}, training.epochs of one trial"
+        )
 
 
 def _check_population(sampler: Sampler, space: SearchSpace, *, workers: int, trials: int) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emolab.cluster_settings import ClusterSettings, joins_cluster
 from emolab.configuration import Settings
+from emolab.databases import in_memory
 from emolab.sessions.settings import PrepareSettings
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.methods import STARTUP_TRIALS, Sampler, Scheduler
@@ -100,6 +101,16 @@ class SearchSettings(Settings):
         ge=1,
         description="DDP workers that train the best configuration; null: up to 4, as fit the cluster",
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _kept(cls, storage: str | None) -> str | None:
+        if storage is not None and in_memory(storage):
+            raise ValueError(
+                "names no file, and a search resumes from one: write sqlite:///PATH, or leave it out for study.db in "
+                "the study's folder"
+            )
+        return storage
 
     @model_validator(mode="after")
     def _objectives(self) -> SearchSettings:
