@@ -24,6 +24,17 @@ def sqlite_file(url: str) -> Path | None:
     return Path(address.database)
 
 
+def in_memory(url: str) -> bool:
+    """Whether an address is of an SQLite database that ends with its process, and that no other thread of it sees."""
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        return False
+    if address.get_backend_name() != "sqlite":
+        return False
+    return not address.database or ":memory:" in address.database or address.query.get("mode") == "memory"
+
+
 def message_of(error: BaseException) -> str:
     """What the database itself says, without the statement that it was asked to carry out."""
     said = next((each.orig for each in (error, error.__cause__) if isinstance(each, DBAPIError) and each.orig), error)

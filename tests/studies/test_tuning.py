@@ -53,6 +53,16 @@ def test_a_search_is_one_process_s_until_its_winner_is_reported(
     [
         (["tuning.space=nowhere.yaml"], ["nowhere.yaml"]),
         (["tuning.sampler=cmaes", "tuning.scheduler=halving"], ["sampler cmaes"]),
+        (["tuning.epoch_budget=1", "training.patience=2"], ["no trial could complete", "tuning.epoch_budget"]),
+        (["tuning.sampler=gp"], ["sampler gp", "scheduler asha", "set tuning.scheduler=none"]),
+        (
+            ["tuning.sampler=gp", "tuning.scheduler=none", "tuning.constraints.parameters=9"],
+            ["sampler gp", "over a limit", "leave out tuning.constraints"],
+        ),
+        (
+            ["tuning.scheduler=median", "tuning.objectives=[macro_f1, robustness]"],
+            ["scheduler median", "one objective", "leave out tuning.scheduler"],
+        ),
         (["--output=README.md/runs"], ["--output README.md/runs", "README.md is not a folder"]),
         (["--data=nowhere"], ["nowhere", "jobs/prepare.py"]),
     ],

@@ -101,6 +101,7 @@ def test_the_tracker_holds_every_trial_once_below_the_search(finished: Finished)
     parent = tracker.client.get_run(result.run_id).data  # so that two searches can be compared on MLflow's page
     assert parent.params["training.kl_weight"] == "searched"
     assert parent.params["training.epochs"] == str(settings.training.epochs)
+    assert parent.params["tuning.scheduler"] == "asha"  # the one in force, which the settings leave open
     assert (parent.params["model.name"], parent.params["data"]) == (settings.model.name, settings.data)
     assert parent.tags["mlflow.user"] and parent.tags["mlflow.source.name"]
     runs = tracker.find("emolab.kind", "trial", parent=result.run_id)

@@ -1,6 +1,7 @@
 """Search spaces: whatever could fail in a trial is refused before the first one starts."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def read(parameters: Any, folder: Path) -> None:
         ),
         ({"data": {"distribution": "categorical", "choices": ["a"]}}, ["data", "only keys of model and training"]),
         ({"model.heads": {"distribution": "categorical", "choices": []}}, ["choices"]),
+        ({"model.d_model": {"distribution": "categorical", "choices": [32, 16, 32]}}, ["choices: 32 is there twice"]),
+        (
+            {"training.decay_epochs": {"distribution": "categorical", "choices": [[8, 10], [5]]}},
+            [
+                "training.decay_epochs",
+                "choices: a choice is one plain value, got [8, 10]",
+                "lists",
+                "cannot be searched",
+            ],
+        ),
+        ({"model.dropout": {"distribution": "float", "low": 0.1, "high": 1.5, "step": 0.3}}, ["dropout", "got 1.3"]),
         (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.name": ["mullt"]}}}, ["model.layers", "mullt"]),
         (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.nam": ["mult"]}}}, ["did you mean 'model.name'"]),
         (CONDITIONAL | {"model.layers": LAYERS | {"when": {"model.name": []}}}, ["model.layers", "model.name"]),
@@ -99,6 +111,32 @@ def test_a_wrong_space_is_refused_with_file_and_key(parameters: Any, parts: list
 
 def test_a_step_beyond_the_range_leads_to_no_value_outside_of_it(tmp_path: Path) -> None:
     read({"model.dropout": {"distribution": "float", "low": 0.0, "high": 0.5, "step": 2.0}}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "parameter", "values"),
+    [
+        ("model.dropout", {"distribution": "float", "low": 0.0, "high": 1.0, "step": 0.3}, [0.0, 0.3, 0.6, 0.9]),
+        (
+            "model.dropout",
+            {"distribution": "float", "low": 0.1, "high": 0.7, "step": 0.1},
+            [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        ),
+        ("model.dropout", {"distribution": "float", "low": 0.25, "high": 0.5, "step": 2.0}, [0.25]),
+        ("training.patience", {"distribution": "int", "low": 1, "high": 10, "step": 4}, [1, 5, 9]),
+    ],
+)
+def test_a_range_ends_with_the_last_step_within_it_and_nobody_is_warned(
+    key: str, parameter: Any, values: list[float], tmp_path: Path
+) -> None:
+    read({key: parameter}, tmp_path)  # 1.0 would be refused
+    space = SearchSpace.model_validate({"parameters": {key: parameter}})
+    assert list(space.grid()[key]) == values
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        drawn = {space.draw(study.ask())[key] for _ in range(60)}
+    assert sorted(drawn) == pytest.approx(values)
 
 
 WIDTHS = {"distribution": "int", "low": 8, "high": 24}

@@ -185,6 +185,49 @@ def test_the_pruner_is_asked_with_what_was_reported(tmp_path: Path) -> None:
     assert stopped == [False, True, True, False]
 
 
+@pytest.mark.fault
+def test_a_trial_that_was_interrupted_after_a_rung_does_not_compete_with_those_after_it(tmp_path: Path) -> None:
+    """It is run again, and would count twice: one decision after it would be another one."""
+
+    def decisions(folder: Path, *, killed: bool) -> list[bool]:
+        study = open_study(folder, scheduler="asha")
+        stopped = []
+        for number, value in enumerate((0.50, 0.60, 0.40, 0.45, 0.42, 0.58, 0.57)):
+            draw = study.ask()
+            study.report(draw.number, 1, value)
+            stopped.append(study.should_prune(draw.number))
+            if killed and number == 1:
+                study.flush()
+                study = open_study(folder, scheduler="asha")
+                assert study.requeue_interrupted() == 1
+                draw = study.ask()
+                study.report(draw.number, 1, value)
+                assert study.should_prune(draw.number) == stopped[-1]
+            study.tell(draw.number, "PRUNED" if stopped[-1] else "COMPLETE", [value], epochs=1)
+        study.flush()
+        return stopped
+
+    undisturbed = decisions(tmp_path / "undisturbed", killed=False)
+    assert undisturbed == [False, False, True, True, True, False, True]
+    assert decisions(tmp_path / "killed", killed=True) == undisturbed
+
+
+def test_tpe_learns_to_stay_within_a_limit_from_trials_that_were_never_trained(tmp_path: Path) -> None:
+    """Half of the space is over it."""
+    study = open_study(tmp_path)
+    excess = []
+    for _ in range(50):
+        draw = study.ask()
+        excess.append(draw.parameters["model.dropout"] - 0.25)
+        study.constrain(draw.number, {"parameters": excess[-1]})
+        if excess[-1] > 0:
+            study.tell(draw.number, "PRUNED", reason=f"{OVER}: parameters")
+        else:
+            finish(study, draw.number, draw.parameters["training.learning_rate"])
+    study.flush()
+    assert sum(each > 0 for each in excess[-25:]) <= 6
+
+
 def test_importances_need_enough_trials(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     for count in range(20):

@@ -22,7 +22,7 @@ from emolab.training.readiness import check_room, check_writable
 from emolab.training.recipe import check_labels, fingerprint
 from emolab.tuning.calibration import sample_configurations
 from emolab.tuning.halving import halving_epochs, places
-from emolab.tuning.methods import check_methods, expected_epochs, rungs
+from emolab.tuning.methods import check_epoch_budget, check_methods, expected_epochs, rungs
 from emolab.tuning.pack import PackSettings
 from emolab.tuning.points import points
 from emolab.tuning.processes import start_process
@@ -101,6 +101,7 @@ def check_search(settings: TuneSettings) -> SearchSpace:
         tuning.stopping,
         space,
         objectives=len(tuning.objectives),
+        constrained=bool(tuning.constraints.limits()),
         workers=settings.workers.count,
         grace=tuning.grace_epochs,
         factor=tuning.reduction_factor,
@@ -109,6 +110,7 @@ def check_search(settings: TuneSettings) -> SearchSpace:
     )
     _check_limits(settings)
     points(tuning, space, settings.base())
+    check_epoch_budget(tuning.epoch_budget, training, space)
     if tuning.final.wanted and "training.seed" in space.parameters:
         raise UserError(
             f"{tuning.space}: training.seed is searched, and a final trains with seeds of its own: take it out of the "

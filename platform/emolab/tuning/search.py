@@ -161,7 +161,7 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     def describe(run: Run) -> None:
         run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
-        tuning = settings.tuning.model_dump(mode="json", exclude={"trials"})
+        tuning = settings.tuning.model_dump(mode="json", exclude={"trials"}) | {"scheduler": settings.tuning.stopping}
         trials = flatten(settings.base().identity()) | dict.fromkeys(plan.space.parameters, "searched")
         run.log_parameters(
             redacted(trials | {"data": settings.data} | {f"tuning.{key}": value for key, value in tuning.items()})

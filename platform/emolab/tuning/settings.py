@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emolab.cluster_settings import ClusterSettings, joins_cluster
 from emolab.configuration import Settings
+from emolab.databases import in_memory
 from emolab.sessions.settings import PrepareSettings
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.methods import STARTUP_TRIALS, Sampler, Scheduler
@@ -18,7 +19,8 @@ from emolab.tuning.trials import Objective
 
 
 class ConstraintSettings(Settings):
-    """Limits of an acceptable model. A trial over a limit is PRUNED before its first epoch, and the sampler told."""
+    """Limits of an acceptable model. A trial over a limit is PRUNED before its first epoch. The sampler tpe learns to
+    stay within them, random and grid draw as without; gp and cmaes cannot learn from such a trial and are refused."""
 
     parameters: int | None = Field(default=None, ge=1, description="most trainable parameters")
     latency_ms: float | None = Field(
@@ -78,9 +80,10 @@ class SearchSettings(Settings):
         ge=1,
         description="trials that tpe and gp draw at random before they learn from what was found",
     )
-    scheduler: Scheduler = Field(
-        default="asha",
-        description="asha, halving, hyperband, median, none or pbt; with several objectives none stops a trial",
+    scheduler: Scheduler | None = Field(
+        default=None,
+        description="asha, halving, hyperband, median, none or pbt; null: asha, or none where there are several "
+        "objectives, by which none of the others can decide",
     )
     objectives: tuple[Objective, ...] = Field(
         default=("macro_f1",), description="[macro_f1] or [macro_f1, robustness], both on validation"
@@ -110,6 +113,16 @@ class SearchSettings(Settings):
         description="DDP workers that train the best configuration; null: up to 4, as fit the cluster",
     )
 
+    @field_validator("storage")
+    @classmethod
+    def _kept(cls, storage: str | None) -> str | None:
+        if storage is not None and in_memory(storage):
+            raise ValueError(
+                "names no file, and a search resumes from one: write sqlite:///PATH, or leave it out for study.db in "
+                "the study's folder"
+            )
+        return storage
+
     @model_validator(mode="after")
     def _objectives(self) -> SearchSettings:
         if self.objectives not in (("macro_f1",), ("macro_f1", "robustness")):
@@ -118,8 +131,8 @@ class SearchSettings(Settings):
 
     @property
     def stopping(self) -> Scheduler:
-        """The scheduler that is in force: with several objectives none."""
-        return self.scheduler if len(self.objectives) == 1 else "none"
+        """The scheduler that is in force."""
+        return self.scheduler or ("asha" if len(self.objectives) == 1 else "none")
 
 
 class TuneSettings(TrainSettings):

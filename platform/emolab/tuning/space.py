@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import optuna
 from pydantic import Field, field_validator, model_validator
 
@@ -57,7 +56,11 @@ class FloatParameter(ParameterSettings):
     low: float
     high: float
     log: bool = Field(default=False, description="draw uniformly on a logarithmic scale")
-    step: float | None = Field(default=None, gt=0.0, description="distance of neighbouring values; null: continuous")
+    step: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="distance of neighbouring values, from low on and none above high; null: continuous",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> FloatParameter:
@@ -68,8 +71,23 @@ class FloatParameter(ParameterSettings):
             raise ValueError(f"more than {_MOST_STEPS} steps of {self.step:g} between low and high: leave step out")
         return self
 
+    @property
+    def highest(self) -> float:
+        """The largest value there is: high, or the last step before it."""
+        return self.high if self.step is None else self._at(self._steps)
+
+    @property
+    def _steps(self) -> int:
+        assert self.step is not None
+        return int((_decimal(self.high) - _decimal(self.low)) // _decimal(self.step))
+
+    def _at(self, step: int) -> float:
+        """The value after so many steps: decimal, as people wrote the range, and as Optuna counts them."""
+        assert self.step is not None
+        return float(_decimal(self.low) + step * _decimal(self.step))
+
     def draw(self, trial: optuna.Trial, key: str) -> Any:
-        return trial.suggest_float(key, self.low, self.high, log=self.log, step=self.step)
+        return trial.suggest_float(key, self.low, self.highest, log=self.log, step=self.step)
 
     def examples(self) -> list[Any]:
         """Values by which it is seen whether a key takes this parameter: both ends, and one between them that no key
@@ -77,21 +95,20 @@ class FloatParameter(ParameterSettings):
         if self.low == self.high:
             return [self.low]
         if self.step is not None:
-            return [self.low, self.high, min(self.low + self.step, self.high)]
+            return [self.low, self.highest, self._at(min(1, self._steps))]
         if self.log:
             return [self.low, self.high, self.low * (self.high / self.low) ** _INNER]
         return [self.low, self.high, self.low + (self.high - self.low) * _INNER]
 
     def representatives(self) -> Sequence[Any]:
         """Values that stand for all others in combination with other parameters: what lies between shapes nothing."""
-        return [self.low, self.high]
+        return [self.low, self.highest]
 
     def values(self) -> Sequence[Any] | None:
         """Every value it can take; None where there are infinitely many."""
         if self.step is None:
             return [self.low] if self.low == self.high else None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return [float(np.round(self.low + i * self.step, 12)) for i in range(count)]
+        return [self._at(step) for step in range(self._steps + 1)]
 
     def contains(self, value: Any) -> bool:
         """Whether it can take this value."""
@@ -110,7 +127,7 @@ class IntParameter(ParameterSettings):
     low: int = Field(ge=-(2**31), lt=2**31)
     high: int = Field(ge=-(2**31), lt=2**31)
     log: bool = Field(default=False, description="draw uniformly on a logarithmic scale")
-    step: int = Field(default=1, ge=1, description="distance of neighbouring values")
+    step: int = Field(default=1, ge=1, description="distance of neighbouring values, from low on and none above high")
 
     @model_validator(mode="after")
     def _ordered(self) -> IntParameter:
@@ -120,10 +137,10 @@ class IntParameter(ParameterSettings):
         return self
 
     def draw(self, trial: optuna.Trial, key: str) -> Any:
-        return trial.suggest_int(key, self.low, self.high, log=self.log, step=self.step)
+        return trial.suggest_int(key, self.low, self.representatives()[-1], log=self.log, step=self.step)
 
     def examples(self) -> list[Any]:
-        return [self.low, self.high]
+        return [self.low, self.representatives()[-1]]
 
     def representatives(self) -> Sequence[Any]:
         return range(self.low, self.high + 1, self.step)
@@ -141,6 +158,24 @@ class CategoricalParameter(ParameterSettings):
 
     distribution: Literal["categorical"]
     choices: tuple[Value, ...] = Field(min_length=1)
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _plain(cls, choices: Any) -> Any:
+        for choice in choices if isinstance(choices, list | tuple) else ():
+            if isinstance(choice, list | tuple | dict):
+                raise ValueError(
+                    f"a choice is one plain value, got {shown(choice)}: lists and sections cannot be searched"
+                )
+        return choices
+
+    @field_validator("choices")
+    @classmethod
+    def _distinct(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
+        for place, choice in enumerate(choices):
+            if choice in choices[:place]:
+                raise ValueError(f"{shown(choice)} is there twice, and would be tried twice: name each choice once")
+        return choices
 
     def draw(self, trial: optuna.Trial, key: str) -> Any:
         return trial.suggest_categorical(key, self.choices)
@@ -308,6 +343,10 @@ def configured(base: TrainSettings, parameters: Mapping[str, Any]) -> TrainSetti
     for key, value in parameters.items():
         merge(values, nested(key, value))
     return validate(type(base), values)
+
+
+def _decimal(value: float) -> Decimal:
+    return Decimal(str(value))
 
 
 def _check_range(low: float, high: float, *, log: bool) -> None:

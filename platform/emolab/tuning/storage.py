@@ -51,6 +51,7 @@ class WriteBehindStorage(InMemoryStorage):
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self._seen_as_pruned: frozenset[int] = frozenset()
+        self._hidden: frozenset[int] = frozenset()
         self._written: dict[int, StoredTrial] = {}
         file = sqlite_file(url)
         if file is not None:
@@ -105,13 +106,23 @@ class WriteBehindStorage(InMemoryStorage):
         finally:
             self._seen_as_pruned = frozenset()
 
+    @contextmanager
+    def hiding(self, numbers: Collection[int]) -> Iterator[None]:
+        """In the block, these trials are not among those of the study: a pruner compares a trial with whatever has
+        reached its rung."""
+        self._hidden = frozenset(numbers)
+        try:
+            yield
+        finally:
+            self._hidden = frozenset()
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        seen = self._seen_as_pruned
-        if not seen or states == (TrialState.WAITING,):
+        seen, hidden = self._seen_as_pruned, self._hidden
+        if not (seen or hidden) or states == (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        trials = super().get_all_trials(study_id, deepcopy=deepcopy)
+        trials = [t for t in super().get_all_trials(study_id, deepcopy=deepcopy) if t.number not in hidden]
         trials = [_as_pruned(t) if t.number in seen and t.state == TrialState.RUNNING else t for t in trials]
         return trials if states is None else [trial for trial in trials if trial.state in states]
 

@@ -185,11 +185,14 @@ class Study:
         ]
 
     def should_prune(self, number: int) -> bool:
-        """Whether the pruner wants the trial to end at its last reported epoch."""
-        return len(self.objectives) == 1 and self._running[number].should_prune()
+        """Whether the pruner wants the trial to end at its last reported epoch. It is not compared with trials that a
+        killed search left: those are run again, and would count twice."""
+        left = [trial.number for trial in self.history() if trial.user_attrs.get(REASON) == INTERRUPTED]
+        with self._storage.hiding(left):
+            return len(self.objectives) == 1 and self._running[number].should_prune()
 
     def constrain(self, number: int, excess: Mapping[str, float]) -> None:
-        """Limits and by how much the trial exceeds them; above zero is infeasible."""
+        """Limits and by how much the trial exceeds them; above zero is infeasible. Of the samplers TPE learns it."""
         for name, value in excess.items():
             if name not in self._running[number].constraints:
                 self._running[number].set_constraint(name, value)
