@@ -167,6 +167,26 @@ def test_the_value_of_a_member_is_that_of_its_last_epoch_where_the_recipe_keeps_
     assert (second.value, second.parameters) == (0.1, {RATE: 0.75})
 
 
+def test_an_epoch_that_is_trained_again_is_known_once(tmp_path: Path) -> None:
+    """A process that stands in for a lost one begins at the last comparison."""
+    told = Told(tmp_path, "best")
+    for epoch, score in ((1, 0.5), (2, 0.7), (3, 0.6), (3, 0.6), (4, 0.8)):
+        told.epoch(0, epoch, score, kept=score, rate=0.25, origin=0)
+    told.epoch(1, 1, 0.2, kept=0.2, rate=0.5, origin=1)
+    told.ended()
+    assert [point["epoch"] for point in told.study.curves(0)] == [1, 2, 3, 4]
+    assert (told.study.record(0).epochs, told.study.record(0).value) == (4, 0.8)
+
+
+def test_a_member_whose_process_was_lost_is_compared_with_the_others_when_they_are() -> None:
+    """Tune takes it up a second time, and would compare it after its next epoch."""
+    compared, member, controller = scheduler(RATES), Trial("stub", stub=True), SimpleNamespace(search_alg=None)
+    compared.on_trial_add(controller, member)
+    compared._save_trial_state(compared._trial_state[member], 4, {SCORE: 0.7}, member)
+    compared.on_trial_add(controller, member)
+    assert (compared._trial_state[member].last_train_time, compared._trial_state[member].last_score) == (4, 0.7)
+
+
 def test_no_importances_are_computed_from_what_members_only_began_with(tmp_path: Path) -> None:
     def study(folder: str, schedule: list[dict[str, Any]]) -> Study:
         made = Study(tmp_path / folder / "study.db", "s", space=RATES)
