@@ -74,7 +74,7 @@ def _why(settings: TuneSettings, result: SearchResult, winner: TrainedModel) -> 
     if settings.tuning.stopping == "pbt":
         return (
             "They differ because a member of the population changed its parameters on the way, and the training again "
-            "had the last ones from its first epoch."
+            "had those of its best epoch from the first one on."
         )
     if now != then:
         return (

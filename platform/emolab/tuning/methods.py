@@ -29,6 +29,8 @@ _LARGEST_GRID = 100_000
 """Points; Optuna writes all of them down before the first is drawn."""
 _STARTUP = 4
 """Trials that the median scheduler lets run to their end before it stops one."""
+_MEMBERS = 4
+"""Of the smallest population, of which the weakest goes on from the strongest."""
 
 
 def make_sampler(
@@ -240,5 +242,24 @@ def _check_population(sampler: Sampler, space: SearchSpace, *, workers: int, tri
         raise UserError("scheduler pbt needs trials of one worker: set workers.count=1")
     if sampler not in ("random", "tpe"):
         raise UserError(f"scheduler pbt changes configurations itself: sampler {sampler} cannot; choose random")
-    if trials < 4:
-        raise UserError(f"scheduler pbt needs a population of at least 4: set tuning.trials, got {trials}")
+    if trials < _MEMBERS:
+        raise UserError(f"scheduler pbt needs a population of at least {_MEMBERS}: set tuning.trials, got {trials}")
+
+
+def check_members(finished: int, trials: int) -> None:
+    """Refuse to go on with a population of too few: whoever has finished is compared with nobody any more.
+
+    Args:
+        finished: trials that the study holds.
+        trials: that it shall hold.
+
+    Raises:
+        UserError: some are left, but fewer than a population needs.
+    """
+    left = trials - finished
+    if 0 < left < _MEMBERS:
+        end = f", or to {finished}, with which the search is over" if finished >= _MEMBERS else ""
+        raise UserError(
+            f"scheduler pbt needs a population of at least {_MEMBERS}, and with {finished} finished trials "
+            f"tuning.trials={trials} leaves {left}: set tuning.trials to at least {finished + _MEMBERS}{end}"
+        )

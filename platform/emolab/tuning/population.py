@@ -1,13 +1,14 @@
 """Population-based training (Jaderberg et al., 2017) by Ray Tune: weak trials go on from the weights of strong ones,
 with their parameters shifted.
 
-A trial of it is no fixed configuration but a schedule of them. The study holds the parameters that a trial began
-with; those it ended with, and where they changed, are attributes of the trial, and the former are what is reported.
+A trial of it is no fixed configuration but a schedule of them. Members are compared by the weights that they have now:
+those are what a weak one takes over. The value of a trial is the score of one of its own epochs, the best or, as the
+recipe has it, the last, never one that it has inherited, and what is reported are the parameters of that epoch. Where
+they changed is an attribute of the trial; Optuna's own parameters of it are those that it began with.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import random
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray.tune
@@ -30,7 +31,7 @@ from emolab.training.recipe import TrainSettings
 from emolab.training.train import epochs_in_process
 from emolab.tuning.pack import reason_of
 from emolab.tuning.recorder import TRACKED, TrialRecorder
-from emolab.tuning.space import CategoricalParameter, FloatParameter, SearchSpace, configured
+from emolab.tuning.space import CategoricalParameter, IntParameter, Parameter, SearchSpace, configured
 from emolab.tuning.study import Study
 from emolab.tuning.trials import METRIC
 from emolab.tuning.workers import BASE, FAILURE, FINISHED, Unsaved
@@ -39,6 +40,10 @@ NUMBER = "number"
 """Key of a trial's configuration that holds its number in the study."""
 DRAWN, ORIGIN = "drawn", "origin"
 """Keys of a result: the parameters that it was trained with, and the member whose line of weights it goes on."""
+SCORE = "validation_macro_f1"
+"""Key of a result: the score of the weights after this epoch. The kept ones may be those of an ancestor."""
+_LISTED = 100
+"""Values of a parameter of which a member may take a neighbour; of more it takes a multiple."""
 
 
 class PopulationTrial(ray.tune.Trainable):
@@ -58,7 +63,7 @@ class PopulationTrial(ray.tune.Trainable):
         try:
             report: EpochReport = next(self._epochs)
         except Exception as error:  # whatever it is, it is the end of this trial and of no other
-            return {METRIC: -1.0, "epoch": 0, FAILURE: reason_of(error), "done": True}
+            return {SCORE: -1.0, "epoch": 0, FAILURE: reason_of(error), "done": True}
         described = {DRAWN: self._drawn, ORIGIN: self.config[NUMBER]}
         return {**report.metrics(), **described, FINISHED: report.finished, "done": report.finished}
 
@@ -86,16 +91,21 @@ class PopulationTrial(ray.tune.Trainable):
 
 
 class SynchronousPopulation(PopulationBasedTraining):
-    """All members are compared at the same epoch. Otherwise a weak member whose model waits for a CPU is set back to it
-    after every epoch, until that one has got its turn.
+    """All members are compared at the same epoch, by the weights that they have then. Otherwise a weak member whose
+    model waits for a CPU is set back to it after every epoch, until that one has got its turn.
 
     Partners and shifts are drawn anew from the seed at each comparison of a member. Tune draws them from the global
     generators, of which its own loop takes numbers as often as it happens to look for results.
     """
 
     def __init__(self, *, seed: int, **options: Any) -> None:
-        super().__init__(synch=True, **options)
+        super().__init__(time_attr="epoch", metric=SCORE, mode="max", synch=True, **options)
         self._seeds = np.random.default_rng(seed)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Take up a member. Tune adds it again when its process was lost; where it stood among the others stays."""
+        if trial not in self._trial_state:
+            super().on_trial_add(tune_controller, trial)
 
     def _checkpoint_or_exploit(
         self, trial: Trial, tune_controller: Any, upper_quantile: list[Trial], lower_quantile: list[Trial]
@@ -120,13 +130,21 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
     """Tells the study what became of each member, and people where the population stands at each comparison."""
 
     def __init__(
-        self, study: Study, recorder: TrialRecorder, keys: list[str], report: Callable[[str], None], *, interval: int
+        self,
+        study: Study,
+        recorder: TrialRecorder,
+        keys: list[str],
+        report: Callable[[str], None],
+        *,
+        interval: int,
+        selection: Literal["best", "last"],
     ) -> None:
         self._study, self._recorder, self._keys, self._report = study, recorder, keys, report
-        self._interval, self._told = interval, 0
+        self._interval, self._selection, self._told = interval, selection, 0
         self._ended: set[int] = set()
         self._curves: dict[int, list[dict[str, float]]] = {}
         self._schedules: dict[int, list[dict[str, Any]]] = {}
+        self._reached: dict[int, int] = {}
         self._numbers: dict[str, int] = {}
         self._started = time.perf_counter()
 
@@ -141,13 +159,19 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
         if FAILURE in result:
             return
         curve, schedule = self._curves.setdefault(number, []), self._schedules.setdefault(number, [])
-        curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
+        if epoch <= len(curve):  # trained again, by a process that stands in for a lost one
+            return
+        point = {key: float(result[key]) for key in ("epoch", *TRACKED) if key in result}
+        best = curve[-1][METRIC] if curve and self._selection == "best" else -math.inf
+        if point[SCORE] > best:
+            self._reached[number] = epoch
+        curve.append(point | {METRIC: max(point[SCORE], best)})  # of its own epochs: the loop's may be another member's
         # From the result: the trial's own configuration is already the next one where the member was just overtaken.
         drawn = {key: result[DRAWN][key] for key in self._keys}
         origin = int(result[ORIGIN])  # whose line of weights this member goes on; its own until it is overtaken
         if not schedule or schedule[-1]["parameters"] != drawn or schedule[-1]["descends_from"] != origin:
             schedule.append({"epoch": epoch, "descends_from": origin, "parameters": drawn})
-        self._study.report(number, epoch, float(result[METRIC]))
+        self._study.report(number, epoch, curve[-1][METRIC])
         self._recorder.epochs(number, curve[-1:])
         self._tell_standing(epoch, members=len(trials))
 
@@ -157,7 +181,7 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
         if epoch % self._interval or epoch <= self._told or len(there) + len(self._ended) < members:
             return
         self._told = epoch
-        values = {number: curve[-1][METRIC] for number, curve in there.items()}
+        values = {number: curve[epoch - 1][SCORE] for number, curve in there.items()}
         best = max(values, key=lambda number: values[number])
         self._report(
             f"epoch {epoch} of {len(there)} members: validation macro-F1 {min(values.values()):.4f} to "
@@ -165,25 +189,25 @@ class PopulationRecorder(Unsaved, ray.tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        result = trial.last_result or {}
-        self._end(trial, result.get(FAILURE) or "", result)
+        self._end(trial, (trial.last_result or {}).get(FAILURE) or "")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        self._end(trial, "the trial's process failed", {})
+        self._end(trial, "the trial's process failed")
 
-    def _end(self, trial: Trial, failure: str, result: Mapping[str, Any]) -> None:
+    def _end(self, trial: Trial, failure: str) -> None:
         number = self._numbers[trial.trial_id]
         self._ended.add(number)
         curves = self._curves.get(number, [])
         self._study.tell(
             number,
             "FAIL" if failure else "COMPLETE",
-            [] if failure else [float(result[METRIC])],
+            [] if failure else [curves[-1][METRIC]],
             reason=failure,
             epochs=len(curves),
             seconds=time.perf_counter() - self._started,
             curves=curves,
             schedule=self._schedules.get(number, []),
+            reached=self._reached.get(number),
         )
         self._study.flush()
         record = self._study.record(number)
@@ -204,18 +228,20 @@ def run_population(
     trials: int,
     resources: Mapping[str, float],
     interval: int,
+    retries: int,
     seed: int,
 ) -> None:
     """Train a population until the study holds ``trials`` trials.
 
     Args:
         interval: epochs between the comparisons of a trial with the others.
+        retries: how often a member goes on, from where it was last compared, after its process was lost.
         seed: of the partners and shifts of its members.
     """
     members = [study.ask() for _ in range(trials - study.finished())]
-    for draw in members:
-        recorder.began(draw.number, draw.parameters)
-    drawn = {draw.number: draw.parameters for draw in members}
+    drawn = {draw.number: within(space, draw.parameters) for draw in members}
+    for number, parameters in drawn.items():
+        recorder.began(number, parameters)
     keys = list(space.parameters)
     ray.tune.Tuner(
         ray.tune.with_resources(PopulationTrial, dict(resources)),
@@ -226,12 +252,9 @@ def run_population(
         },
         tune_config=ray.tune.TuneConfig(
             scheduler=SynchronousPopulation(
-                time_attr="epoch",
-                metric=METRIC,
-                mode="max",
                 perturbation_interval=interval,
-                hyperparam_mutations={key: _mutation(space, key) for key in keys},
-                custom_explore_fn=lambda config: _within(space, config),
+                hyperparam_mutations=mutations(space),
+                custom_explore_fn=lambda config: within(space, config),
                 seed=seed,
             ),
             reuse_actors=True,  # how many run at a time is left to their resources: members take turns
@@ -239,7 +262,10 @@ def run_population(
         run_config=ray.tune.RunConfig(
             name=f"population-{os.urandom(3).hex()}",  # Tune's own records; what resumes is the study
             storage_path=str(folder.resolve() / "ray"),
-            callbacks=[PopulationRecorder(study, recorder, keys, report, interval=interval)],
+            callbacks=[
+                PopulationRecorder(study, recorder, keys, report, interval=interval, selection=base.training.selection)
+            ],
+            failure_config=ray.tune.FailureConfig(max_failures=retries),
             verbose=0,
         ),
     ).fit()
@@ -249,21 +275,35 @@ def _initial(drawn: Mapping[int, Mapping[str, Any]], key: str) -> Callable[[Any]
     return lambda config: drawn[config[NUMBER]][key]
 
 
-def _mutation(space: SearchSpace, key: str) -> Any:
-    """From what Tune resamples a parameter: a list, of which it may also take a neighbour, or a range."""
-    parameter = space.parameters[key]
-    if isinstance(parameter, CategoricalParameter) or (values := parameter.values()) is None:
-        if isinstance(parameter, FloatParameter):
-            draw = ray.tune.loguniform if parameter.log else ray.tune.uniform
-            return draw(parameter.low, parameter.high)
-        return parameter.values()
-    return values
+def mutations(space: SearchSpace) -> dict[str, Any]:
+    """Parameter -> from what Tune resamples it: a list, of which it may also take a neighbour, or a range, in which it
+    multiplies. In a long list the neighbour of a value would be as good as the value."""
+    return {key: _mutation(parameter) for key, parameter in space.parameters.items()}
 
 
-def _within(space: SearchSpace, config: dict[str, Any]) -> dict[str, Any]:
-    """Tune multiplies what it shifts, and does not look at the ends of the range."""
-    bounded = copy.copy(config)
-    for key, parameter in space.parameters.items():
-        if isinstance(parameter, FloatParameter):
-            bounded[key] = min(max(config[key], parameter.low), parameter.high)
-    return bounded
+def _mutation(parameter: Parameter) -> Any:
+    values = parameter.values()
+    if isinstance(parameter, CategoricalParameter) or (values is not None and len(values) <= _LISTED):
+        return list(values or ())
+    if isinstance(parameter, IntParameter):
+        draw = ray.tune.lograndint if parameter.log else ray.tune.randint
+        return draw(parameter.low, parameter.high + 1)
+    draw = ray.tune.loguniform if parameter.log else ray.tune.uniform
+    return draw(parameter.low, parameter.high)
+
+
+def within(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with its numbers as the space has them: Tune multiplies what it shifts, and does not look at the
+    ends of the range; Optuna adds steps up, and what is not exactly in a list has no neighbour there."""
+    return {**config, **{key: _nearest(parameter, config[key]) for key, parameter in space.parameters.items()}}
+
+
+def _nearest(parameter: Parameter, value: Any) -> Any:
+    if isinstance(parameter, CategoricalParameter):
+        return value
+    bounded = min(max(value, parameter.low), parameter.high)
+    if parameter.step is None:
+        return bounded
+    values = parameter.values()
+    assert values is not None
+    return values[min(round((bounded - parameter.low) / parameter.step), len(values) - 1)]

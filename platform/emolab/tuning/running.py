@@ -60,6 +60,7 @@ def run_trials(
                 trials=trials,
                 resources=plan.resources,
                 interval=settings.tuning.grace_epochs,
+                retries=settings.workers.max_failures,
                 seed=settings.tuning.seed,
             )
         else:

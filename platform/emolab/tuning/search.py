@@ -20,7 +20,7 @@ from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
 from emolab.tuning.holding import holding_study
-from emolab.tuning.methods import make_pruner, make_sampler
+from emolab.tuning.methods import check_members, make_pruner, make_sampler
 from emolab.tuning.outcome import mean_over_seeds, none_completed
 from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
 from emolab.tuning.points import enqueue_points
@@ -89,6 +89,8 @@ def search_in(
     """
     own_record(plan.folder, _identity(plan), holds=_ANOTHER_RUN)
     study = _open(settings, plan)
+    if settings.tuning.stopping == "pbt":
+        check_members(study.finished(), plan.trials)
     drawn_otherwise = study.draw_with(methods(settings), trials=plan.trials, epochs=settings.tuning.epoch_budget)
     if drawn_otherwise:
         report(drawn_otherwise)

@@ -23,6 +23,7 @@ from emolab.tuning.trials import (
     EPOCHS,
     INTERRUPTED,
     PAUSED,
+    REACHED,
     REASON,
     SCHEDULE,
     SECONDS,
@@ -208,8 +209,14 @@ class Study:
         seconds: float = 0.0,
         curves: Sequence[Mapping[str, float]] = (),
         schedule: Sequence[Mapping[str, Any]] = (),
+        reached: int | None = None,
     ) -> None:
-        """End a running trial: COMPLETE with its values, PRUNED with the last one reported, or FAIL with a reason."""
+        """End a running trial: COMPLETE with its values, PRUNED with the last one reported, or FAIL with a reason.
+
+        Args:
+            schedule: where it changed its parameters.
+            reached: the epoch that its value is of, where it did.
+        """
         trial = self._running.pop(number)
         self._paused.discard(number)
         with self._storage.together():
@@ -219,6 +226,8 @@ class Study:
                 trial.set_user_attr(CURVES, [dict(point) for point in curves])
             if schedule:
                 trial.set_user_attr(SCHEDULE, [dict(entry) for entry in schedule])
+            if reached is not None:
+                trial.set_user_attr(REACHED, reached)
             if reason:
                 trial.set_user_attr(REASON, reason)
             self._study.tell(trial, list(values) if state == "COMPLETE" else None, state=TrialState[state])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,13 +24,15 @@ CURVES = "curves"
 
 SCHEDULE = "schedule"
 """Trial attribute: where a population-based trial changed its parameters, the last ones last."""
+REACHED = "reached"
+"""Trial attribute: the epoch of a population-based trial that its value is of."""
 
 Objective = Literal["macro_f1", "robustness"]
 SPENT = "the epoch budget was spent"
 OVER = "over the limit"
 """Reasons of trials that are PRUNED begin with one of these where no scheduler stopped them."""
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
-_OWN = (EPOCHS, SECONDS, REASON, PAUSED, CURVES, SCHEDULE)
+_OWN = (EPOCHS, SECONDS, REASON, PAUSED, CURVES, SCHEDULE, REACHED)
 """Attributes of a trial that are not labels it was enqueued with."""
 
 
@@ -45,7 +48,7 @@ class TrialRecord:
     """Area under the missing-rate curve, where it is an objective and the trial completed."""
     epochs: int
     parameters: dict[str, Any]
-    """As they were drawn; those that a population-based trial ended with."""
+    """As they were drawn; of a population-based trial those of the epoch that its value is of."""
     reason: str
     seconds: float = 0.0
     """From the first task to the last answer."""
@@ -87,20 +90,27 @@ def labels_of(trial: FrozenTrial) -> dict[str, Any]:
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
     """A trial of Optuna's as people want to see it."""
-    schedule = trial.user_attrs.get(SCHEDULE)
     return TrialRecord(
         number=trial.number,
         state=trial.state.name,
         value=value_of(trial),
         robustness=trial.values[1] if trial.values and len(trial.values) > 1 else None,
         epochs=int(trial.user_attrs.get(EPOCHS, 0)),
-        parameters=schedule[-1]["parameters"] if schedule else dict(trial.params),
+        parameters=_parameters(trial),
         reason=trial.user_attrs.get(REASON, ""),
         seconds=float(trial.user_attrs.get(SECONDS, 0.0)),
         curve=dict(sorted(trial.intermediate_values.items())),
         labels=labels_of(trial),
         excess=dict(trial.constraints),
     )
+
+
+def _parameters(trial: FrozenTrial) -> dict[str, Any]:
+    schedule = trial.user_attrs.get(SCHEDULE)
+    if not schedule:
+        return dict(trial.params)
+    reached = trial.user_attrs.get(REACHED, math.inf)  # an old study has the value and the parameters of the end
+    return [entry["parameters"] for entry in schedule if entry["epoch"] <= reached][-1]
 
 
 def value_of(trial: FrozenTrial) -> float | None:
