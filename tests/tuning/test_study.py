@@ -342,6 +342,22 @@ def test_a_study_belongs_to_one_experiment(tmp_path: Path) -> None:
         Study(tmp_path / "study.db", "s", space=SPACE, objectives=("macro_f1", "robustness"))
 
 
+def test_a_configuration_that_was_drawn_twice_takes_one_place_in_the_final(tmp_path: Path) -> None:
+    """The better of two that completed, and one that completed rather than one that was stopped."""
+    study = open_study(tmp_path)
+    ends = [("COMPLETE", 0.25, 0.5), ("COMPLETE", 0.5, 0.6), ("COMPLETE", 0.25, 0.7), ("PRUNED", 0.25, 0.9),
+            ("PRUNED", 0.0, 0.2), ("COMPLETE", 0.5, 0.6)]  # fmt: skip
+    for number, (state, dropout, value) in enumerate(ends):
+        study.enqueue({"training.learning_rate": 1e-3, "model.dropout": dropout}, {"wanted": number})
+        draw = study.ask()
+        study.report(draw.number, 1, value)
+        study.tell(draw.number, state, [value] if state == "COMPLETE" else [], epochs=1)
+    final = Study(tmp_path / "study.db", "final", space=final_space(SPACE))
+    asked = TuneSettings.model_validate({"tuning": {"final": {"top": 4, "seeds": 5}}})
+    assert [record.number for record in enqueue_finalists(asked, study, final)] == [2, 1, 4]
+    assert final.waiting() == 15
+
+
 def test_where_few_completed_the_final_takes_those_that_went_furthest(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     ends = [("PRUNED", 1, 0.9, ""), ("PRUNED", 3, 0.4, ""), ("COMPLETE", 9, 0.5, ""), ("PRUNED", 3, 0.6, ""),
