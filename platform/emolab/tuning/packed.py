@@ -11,17 +11,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from emolab.cluster import free
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.grouping import in_one_step, shape
 from emolab.tuning.halving import Halving
 from emolab.tuning.pack import Answer, PackSettings
 from emolab.tuning.pausing import paused_trial
 from emolab.tuning.processes import LostProcessError, Process, Processes
 from emolab.tuning.recorder import TRACKED, TrialRecorder
-from emolab.tuning.space import SHAPE_FREE
 from emolab.tuning.spoken import Spoken
 from emolab.tuning.study import Study
 from emolab.tuning.trials import OVER, SPENT, Draw, State
@@ -46,7 +45,7 @@ class PackedPlan:
     halving: int | None = None
     """Trials pause at the rungs, and one in so many goes on from each; otherwise the study is asked at once."""
     fused: int = 1
-    """Configurations trained in one step by a process."""
+    """Configurations trained in one step by a process, at most."""
     retries: int = 2
     """How often a trial is begun anew after its process was lost."""
     timeout_s: float | None = None
@@ -96,7 +95,7 @@ class PackedTrials:
         if not (self._running or self._may_start()):
             return
         try:
-            self._processes.start(self._plan.processes)
+            self._processes.start(min(self._plan.processes, self._unended()))
             answered: list[Process] = []
             while self._decide(answered):
                 self._acknowledge()  # while the processes work
@@ -142,6 +141,10 @@ class PackedTrials:
         there = self._study.finished() + len(self._running)
         return there < self._plan.trials and self._epochs_left() > 0
 
+    def _unended(self) -> int:
+        """Trials that have to end yet."""
+        return max(self._plan.trials - self._study.finished(), len(self._running))
+
     def _epochs_left(self) -> int:
         """Of the budget, when all trials have trained what was granted to them."""
         if self._plan.epoch_budget is None:
@@ -162,10 +165,11 @@ class PackedTrials:
             number, self._drawn = self._drawn.number, None
             self._end_spent(number)
         group = []
-        most = min(self._fused, self._epochs_left())
+        share = in_one_step(self._fused, trials=self._unended(), processes=self._plan.processes)
+        most = min(share, self._epochs_left())
         while len(group) < most and (self._drawn is not None or self._may_start()):
             draw, self._drawn = self._drawn or self._draw(), None
-            if group and _shape(draw) != _shape(group[0]):
+            if group and shape(draw.parameters) != shape(group[0].parameters):
                 self._drawn = draw  # the next group begins with it
                 break
             group.append(draw)
@@ -330,11 +334,6 @@ class PackedTrials:
             else:  # apart, so that one of them cannot bring down the others again
                 self._again.append([draw])
         self._processes.replace(process, reason)
-
-
-def _shape(draw: Draw) -> dict[str, Any]:
-    """The part of a configuration that trials of one group must share."""
-    return {key: value for key, value in draw.parameters.items() if key not in SHAPE_FREE or key == "training.seed"}
 
 
 def _curve_point(report: EpochReport) -> dict[str, float]:

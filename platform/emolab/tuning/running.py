@@ -42,7 +42,7 @@ def run_trials(
                 report,
                 folder=plan.folder,
                 trials=trials,
-                concurrency=plan.concurrency,
+                concurrency=plan.at_once(trials),
                 rungs=rungs,
                 epoch_budget=settings.tuning.epoch_budget if kind == "trial" else None,
             )
@@ -84,7 +84,7 @@ def packed_plan(
             study=str(plan.folder.resolve()) if halving else None,
             rungs=tuple(rungs) if halving else (),
         ),
-        processes=plan.concurrency,
+        processes=plan.at_once(trials),
         resources=plan.resources,
         trials=trials,
         epoch_budget=tuning.epoch_budget if kind == "trial" else None,

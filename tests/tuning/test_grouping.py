@@ -1,0 +1,139 @@
+"""Which trials a process takes at once, and how they are judged: the driver with processes that answer by a script."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.tuning.test_study import finish
+
+from emolab.tracking.tracker import NoTracker
+from emolab.training.metrics import EpochReport
+from emolab.tuning import packed
+from emolab.tuning.finals import enqueue_finalists, final_space
+from emolab.tuning.grouping import in_one_step
+from emolab.tuning.methods import Scheduler, make_pruner, make_sampler, rungs
+from emolab.tuning.pack import Answer, Answers, PackSettings
+from emolab.tuning.packed import PackedPlan, PackedTrials
+from emolab.tuning.processes import Process, Processes
+from emolab.tuning.recorder import TrialRecorder
+from emolab.tuning.settings import TuneSettings
+from emolab.tuning.space import SearchSpace
+from emolab.tuning.study import Study
+
+EPOCHS = 12
+KL_WEIGHT = {"distribution": "float", "low": 0.001, "high": 1.0, "log": True}
+WIDTH = {"distribution": "categorical", "choices": [32, 64]}
+LAMBDA = SearchSpace.model_validate({"parameters": {"training.kl_weight": KL_WEIGHT}})
+SHAPES = SearchSpace.model_validate({"parameters": {"training.kl_weight": KL_WEIGHT, "model.d_model": WIDTH}})
+Score = Callable[[int, int], float]
+"""(number, epoch) -> validation macro-F1."""
+
+
+def report_of(epoch: int, score: float) -> EpochReport:
+    return EpochReport(
+        epoch=epoch, train_loss=1.0, train_cross_entropy=1.0, train_smoothness=0.0, validation_loss=1.0,
+        validation_cross_entropy=1.0, validation_accuracy=score, validation_macro_f1=score, best_macro_f1=score,
+        best_epoch=epoch, kept_macro_f1=score, learning_rate=0.01, sessions_per_second=1.0, finished=epoch == EPOCHS,
+    )  # fmt: skip
+
+
+class ScriptedProcesses(Processes):
+    """They train nothing, and answer in turn."""
+
+    score: Score = staticmethod(lambda number, epoch: 0.5)
+    groups: ClassVar[list[list[int]]]
+    """The trials of each group that was begun."""
+    started: ClassVar[int]
+
+    def start(self, count: int) -> None:
+        type(self).started += count
+        for _ in range(count):
+            actor = SimpleNamespace(advance=SimpleNamespace(remote=self._train))
+            self._all.append(Process(actor=actor, call=None, loaded=True))
+
+    def _train(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int) -> Answers:
+        if not told:
+            self.groups.append([number for number, _ in draws])
+        epochs = range(told + 1, until + 1)
+        return {n: Answer(reports=[report_of(epoch, self.score(n, epoch)) for epoch in epochs]) for n, _ in draws}
+
+    def wait(self) -> list[Process]:
+        self._all.append(self._all.pop(0))
+        return [process for process in self._all if process.call is not None][:1]
+
+    def answer(self, process: Process) -> Answers:
+        answers, process.call = process.call, None
+        return answers
+
+    def end(self) -> None:
+        """There is nothing to end."""
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedProcesses]:
+    fresh = type("Fresh", (ScriptedProcesses,), {"groups": [], "started": 0})
+    monkeypatch.setattr(packed, "Processes", fresh)
+    return fresh
+
+
+def opened(folder: Path, name: str = "s", *, space: SearchSpace = LAMBDA, scheduler: Scheduler = "none") -> Study:
+    pruner = make_pruner(scheduler, grace=2, factor=3, epochs=EPOCHS)
+    sampler = make_sampler("random", seed=0, space=space)
+    return Study(folder / "study.db", name, space=space, sampler=sampler, pruner=pruner)
+
+
+def drive(study: Study, *, trials: int, processes: int = 1, **plan: Any) -> list[str]:
+    """Run the driver; its lines."""
+    base = TuneSettings.model_validate({"training": {"epochs": EPOCHS}}).base().model_dump(mode="json")
+    pack = PackSettings(base=base, robustness=False, limits={})
+    recorder, lines = TrialRecorder(NoTracker(), ""), list[str]()
+    asked = PackedPlan(pack=pack, processes=processes, resources={"CPU": 1.0}, trials=trials, **plan)
+    PackedTrials(asked, study, recorder, lines.append).run()
+    recorder.close()
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("trials", "processes", "sizes"),
+    [(8, 4, [2, 2, 2, 2]), (16, 8, [2] * 8), (20, 4, [5, 5, 5, 5]), (3, 4, [1, 1, 1]), (12, 1, [8, 4])],
+)
+def test_no_process_is_without_a_trial_that_another_has_in_its_step(
+    trials: int, processes: int, sizes: list[int], scripted: type[ScriptedProcesses], tmp_path: Path
+) -> None:
+    study = opened(tmp_path)
+    drive(study, trials=trials, processes=processes, fused=8)
+    assert [len(group) for group in scripted.groups] == sizes
+    assert study.finished() == trials
+    assert scripted.started == min(trials, processes)
+
+
+@given(most=st.integers(1, 16), trials=st.integers(1, 200), processes=st.integers(1, 16))
+def test_what_shares_a_step_leaves_enough_for_all_others(most: int, trials: int, processes: int) -> None:
+    share = in_one_step(most, trials=trials, processes=processes)
+    assert 1 <= share <= most
+    assert share == most or (share - 1) * processes < trials <= share * processes
+
+
+def test_the_trainings_of_a_final_share_their_steps_where_shape_and_seed_are_the_same(
+    scripted: type[ScriptedProcesses], tmp_path: Path
+) -> None:
+    study = opened(tmp_path, space=SHAPES)
+    for number, width in enumerate((32, 64, 32, 64)):  # no two neighbours have one shape
+        study.enqueue({"training.kl_weight": 0.1 * (number + 1), "model.d_model": width}, {"wanted": number})
+        finish(study, study.ask().number, 0.1 * number)
+    settings = TuneSettings.model_validate({"tuning": {"final": {"top": 4, "seeds": 5}}})
+    space = final_space(SHAPES)
+    final = opened(tmp_path, "final", space=space)
+    candidates = enqueue_finalists(settings, study, final)
+    assert [record.number for record in candidates] == [3, 2, 1, 0]
+    drive(final, trials=20, fused=8)
+    records = {record.number: record for record in final.records()}
+    groups = [
+        [(records[n].labels["candidate"], records[n].parameters["training.seed"]) for n in group]
+        for group in scripted.groups
+    ]
+    assert groups == [[(a, seed), (b, seed)] for seed in range(1, 6) for a, b in ((3, 1), (2, 0))]
