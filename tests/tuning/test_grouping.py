@@ -137,3 +137,33 @@ def test_the_trainings_of_a_final_share_their_steps_where_shape_and_seed_are_the
         for group in scripted.groups
     ]
     assert groups == [[(a, seed), (b, seed)] for seed in range(1, 6) for a, b in ((3, 1), (2, 0))]
+
+
+@pytest.mark.parametrize("ranks", [list(range(8)), list(range(8))[::-1], [3, 7, 0, 5, 1, 6, 2, 4]])
+def test_trials_of_one_step_are_judged_by_each_other_whatever_their_order(
+    ranks: list[int], scripted: type[ScriptedProcesses], tmp_path: Path
+) -> None:
+    """Of eight that come to a rung together two go on, and of these the better one from the next."""
+    scripted.score = staticmethod(lambda number, epoch: 0.1 * ranks[number])
+    study = opened(tmp_path, scheduler="asha")
+    drive(study, trials=8, fused=8, rungs=rungs("asha", grace=2, factor=3, epochs=EPOCHS))
+    epochs = {ranks[record.number]: record.epochs for record in study.records()}
+    assert epochs == {7: 12, 6: 6} | dict.fromkeys(range(6), 2)
+
+
+def test_a_trial_of_one_step_is_judged_also_by_those_that_came_before(tmp_path: Path) -> None:
+    """As it would be alone, if it were the last to come; with hyperband within its bracket."""
+    kept: dict[Scheduler, list[set[float]]] = {"asha": [], "hyperband": []}
+    for scheduler, found in kept.items():
+        for order in (1, -1):
+            study = opened(tmp_path / f"{scheduler}{order}", scheduler=scheduler)
+            values = [0.9, 0.1, 0.2, 0.3, 0.8, 0.7, 0.6, 0.5, 0.4]
+            for value in values:
+                study.report(study.ask().number, 2, value)
+            for number in range(4):
+                study.should_prune(number)
+            group = list(range(4, 9))[::order]
+            stopped = study.stopped(group)
+            found.append({values[number] for number in group if number not in stopped})
+    assert kept["asha"] == [{0.8, 0.7}] * 2, "they and 0.9 are the third of nine"
+    assert kept["hyperband"][0] == kept["hyperband"][1] != set(values[4:])

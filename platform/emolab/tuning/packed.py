@@ -217,7 +217,9 @@ class PackedTrials:
         except LostProcessError as loss:
             self._lost(process, str(loss))
             return
-        group = [draw for draw in process.group if self._goes_on(draw.number, answers[draw.number])]
+        at_rung = [draw.number for draw in process.group if self._hear(draw.number, answers[draw.number])]
+        waiting = self._pass(at_rung)
+        group = [draw for draw in process.group if draw.number in self._running and draw.number not in waiting]
         for draw in group:
             self._running[draw.number].granted = 0  # to be granted anew, with what the others have left by now
         if any(answers[draw.number].crowded for draw in group):
@@ -232,8 +234,8 @@ class PackedTrials:
         self._again += [part for part in (group[:half], group[half:]) if part]
         self._report(f"{len(group)} configurations in one step do not fit the memory: from here at most {half}")
 
-    def _goes_on(self, number: int, answer: Answer) -> bool:
-        """Tell the study what became of a trial; whether it has epochs left to run."""
+    def _hear(self, number: int, answer: Answer) -> bool:
+        """Tell the study what became of a trial; whether it has come to a rung."""
         trial = self._running[number]
         new = [report for report in answer.reports if report.epoch > len(trial.curve)]
         for report in new:
@@ -250,22 +252,23 @@ class PackedTrials:
             self._end(number, "PRUNED", reason=f"{OVER}: {', '.join(over)}")
         elif answer.reports and answer.reports[-1].finished:
             self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
-        elif new and len(trial.curve) in self._plan.rungs:  # a trial begun anew passes its old rungs unasked
-            return self._passes(number)
-        return number in self._running
+        else:
+            return bool(new) and len(trial.curve) in self._plan.rungs  # one begun anew passes its old rungs unasked
+        return False
 
-    def _passes(self, number: int) -> bool:
-        """Whether a trial goes on from a rung at once."""
-        trial = self._running[number]
-        if self._halving is not None:
+    def _pass(self, numbers: list[int]) -> list[int]:
+        """Decide about trials of one process that have come to a rung; those that wait there."""
+        if self._halving is None:
+            for number in self._study.stopped(numbers):
+                self._end(number, "PRUNED", reason=f"pruned after epoch {len(self._running[number].curve)}")
+            return []
+        for number in numbers:
+            trial = self._running[number]
             trial.granted = 0
             self._halving.pause(number, len(trial.curve), trial.value or 0.0)
             self._study.pause(number, trial.curve)
             self._end_hopeless()
-            return False
-        if self._study.should_prune(number):
-            self._end(number, "PRUNED", reason=f"pruned after epoch {len(trial.curve)}")
-        return number in self._running
+        return numbers
 
     def _end_hopeless(self) -> None:
         """End the paused trials that can never go on."""

@@ -51,6 +51,7 @@ class WriteBehindStorage(InMemoryStorage):
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self._seen_as_pruned: frozenset[int] = frozenset()
+        self._seen_as_it_was: FrozenTrial | None = None
         self._written: dict[int, StoredTrial] = {}
         file = sqlite_file(url)
         if file is not None:
@@ -105,14 +106,25 @@ class WriteBehindStorage(InMemoryStorage):
         finally:
             self._seen_as_pruned = frozenset()
 
+    @contextmanager
+    def seen_as_it_was(self, trial: FrozenTrial) -> Iterator[None]:
+        """In the block, a trial is shown as it was before: a pruner leaves notes in trials, and counts them all."""
+        self._seen_as_it_was = trial
+        try:
+            yield
+        finally:
+            self._seen_as_it_was = None
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        seen = self._seen_as_pruned
-        if not seen or states == (TrialState.WAITING,):
+        seen, before = self._seen_as_pruned, self._seen_as_it_was
+        if not (seen or before) or states == (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
         trials = super().get_all_trials(study_id, deepcopy=deepcopy)
         trials = [_as_pruned(t) if t.number in seen and t.state == TrialState.RUNNING else t for t in trials]
+        if before is not None:
+            trials[before.number] = before
         return trials if states is None else [trial for trial in trials if trial.state in states]
 
     def durable(self, number: int) -> bool:

@@ -184,6 +184,20 @@ class Study:
         """Whether the pruner wants the trial to end at its last reported epoch."""
         return len(self.objectives) == 1 and self._running[number].should_prune()
 
+    def stopped(self, numbers: Sequence[int]) -> list[int]:
+        """Those of these trials that the pruner wants to end at their last reported epoch, which is the same for all:
+        each is judged by all the others, whatever their order."""
+        if len(self.objectives) > 1:
+            return []
+        before = {number: self._frozen(number) for number in numbers}
+        for trial in before.values():  # the pruner counts as rivals those that it was asked about at this epoch
+            self._study.pruner.prune(self._study, trial)
+        return [number for number, trial in before.items() if self._stopped_among_others(trial)]
+
+    def _stopped_among_others(self, before: FrozenTrial) -> bool:
+        with self._storage.seen_as_it_was(before):
+            return self._study.pruner.prune(self._study, before)
+
     def constrain(self, number: int, excess: Mapping[str, float]) -> None:
         """Limits and by how much the trial exceeds them; above zero is infeasible."""
         for name, value in excess.items():
