@@ -24,6 +24,7 @@ from emolab.tuning.finals import enqueue_finalists, final_space, ranked
 from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import make_pruner, make_sampler
 from emolab.tuning.outcome import none_completed
+from emolab.tuning.plan import methods
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
@@ -467,6 +468,40 @@ def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_p
     assert open_study(tmp_path).draw_with({"sampler": "random", "seed": 0}, trials=2) == ""  # the other drew nothing
     said = again.draw_with({"sampler": "tpe", "seed": 0}, trials=3)
     assert said == "so far its trials were made with sampler random, not tpe"
+
+
+def test_a_halving_does_not_take_trials_for_its_own_that_it_did_not_stop(
+    tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    """They would have taken all its places, and every new trial would end at the first rung."""
+
+    def chosen(scheduler: str, **tuning: Any) -> dict[str, Any]:
+        return methods(TuneSettings.model_validate({"tuning": {"scheduler": scheduler, **tuning}}))
+
+    study = open_study(tmp_path)
+    study.draw_with(chosen("none"), trials=24)
+    assert study.draw_with(chosen("halving"), trials=24) == "", "none has drawn nothing"
+    study.draw_with(chosen("none"), trials=24)
+    for _ in range(12):
+        finish(study, study.ask().number, 0.5)
+    with pytest.raises(UserError) as error:
+        study.draw_with(chosen("halving"), trials=24)
+    one_line(error, "the study s holds trials made with scheduler none, not halving", "choose another name, or another")
+    assert study.draw_with(chosen("asha"), trials=24).startswith("so far its trials were made with scheduler none")
+
+    halved = open_study(tmp_path / "halved")
+    for number, scheduler in enumerate(("halving", "halving", "asha")):
+        halved.draw_with(
+            chosen(scheduler, sampler="random" if number else "tpe"), trials=24
+        )  # another sampler may draw
+        finish(halved, halved.ask().number, 0.5)
+        if scheduler == "halving":
+            with pytest.raises(
+                UserError, match=r"made with grace_epochs 2, not 3, with reduction_factor 3, not 2, and"
+            ):
+                halved.draw_with(chosen("halving", grace_epochs=3, reduction_factor=2), trials=24)
+    with pytest.raises(UserError, match=r"holds trials made with scheduler asha, not halving, and halving lets"):
+        halved.draw_with(chosen("halving"), trials=24)
 
 
 @pytest.mark.fault
