@@ -92,19 +92,21 @@ class PackedTrials:
             UserError: the data are of no use, the study cannot be written, or every process was lost for good.
         """
         self._resume_paused()
-        if not (self._running or self._may_start()):
-            return
         try:
-            self._processes.start(min(self._plan.processes, self._unended()))
-            answered: list[Process] = []
-            while self._decide(answered):
-                self._acknowledge()  # while the processes work
-                answered = self._processes.wait()
-                self._report.break_silence(self._standing)
+            if self._running or self._may_start():
+                self._work()
             self._study.flush()
             self._acknowledge()
         finally:
             self._processes.end()
+
+    def _work(self) -> None:
+        self._processes.start(min(self._plan.processes, self._all() - self._study.finished()))
+        answered: list[Process] = []
+        while self._decide(answered):
+            self._acknowledge()  # while the processes work
+            answered = self._processes.wait()
+            self._report.break_silence(self._standing)
 
     def _resume_paused(self) -> None:
         """Take up the trials that an earlier call left at a rung."""
@@ -141,9 +143,9 @@ class PackedTrials:
         there = self._study.finished() + len(self._running)
         return there < self._plan.trials and self._epochs_left() > 0
 
-    def _unended(self) -> int:
-        """Trials that have to end yet."""
-        return max(self._plan.trials - self._study.finished(), len(self._running))
+    def _all(self) -> int:
+        """Trials in the study when the search is over: more than planned where more had begun."""
+        return max(self._plan.trials, self._study.finished() + len(self._running))
 
     def _epochs_left(self) -> int:
         """Of the budget, when all trials have trained what was granted to them."""
@@ -165,7 +167,8 @@ class PackedTrials:
             number, self._drawn = self._drawn.number, None
             self._end_spent(number)
         group = []
-        share = in_one_step(self._fused, trials=self._unended(), processes=self._plan.processes)
+        unended = self._all() - self._study.finished()
+        share = in_one_step(self._fused, trials=unended, processes=self._plan.processes)
         most = min(share, self._epochs_left())
         while len(group) < most and (self._drawn is not None or self._may_start()):
             draw, self._drawn = self._drawn or self._draw(), None
@@ -314,7 +317,7 @@ class PackedTrials:
             )
             done = self._study.finished() - len(self._told)
             name = f"{self._plan.kind} {record.number}"
-            self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._plan.trials})")
+            self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._all()})")
 
     def _standing(self) -> str:
         at_work = sorted(draw.number for draw in self._processes.at_work())
@@ -325,7 +328,7 @@ class PackedTrials:
         trains = f"{self._plan.kind} {', '.join(map(str, at_work))} training" if at_work else "processes start"
         if not any(process.loaded for process in self._processes):
             trains += f" ({free(self._plan.resources)})"
-        return f"{self._study.finished()} of {self._plan.trials} ended, {trains}{paused}{found}"
+        return f"{self._study.finished()} of {self._all()} ended, {trains}{paused}{found}"
 
     def _lost(self, process: Process, reason: str) -> None:
         """Begin the trials of a lost process anew, in another one; give up those that were lost too often."""

@@ -28,9 +28,10 @@ def run_trials(
     """Run trials until the study holds ``trials`` of them or the epoch budget is spent, and record each below the run
     ``parent``."""
     recorder = TrialRecorder(tracker, parent, kind=kind)
+    halving = settings.tuning.stopping == "halving" and kind == "trial"
     try:
         recorder.catch_up(study)
-        if study.finished() >= trials:
+        if study.finished() >= trials and not halving:  # of which trials may wait at a rung
             return
         if settings.workers.count > 1:
             from emolab.tuning.workers import run_with_workers

@@ -1,16 +1,20 @@
-"""Which trials a process takes at once, and how they are judged: the driver with processes that answer by a script."""
+"""The driver with processes that answer by a script: who trains what together, who goes on, and how a search ends."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import optuna
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.tuning.test_study import finish
 
-from emolab.tracking.tracker import NoTracker
+from emolab.checkpoint import Checkpoint
+from emolab.tracking.runs import open_tracker
+from emolab.tracking.tracker import NoTracker, Tracker
 from emolab.training.metrics import EpochReport
 from emolab.tuning import packed
 from emolab.tuning.finals import enqueue_finalists, final_space
@@ -18,8 +22,11 @@ from emolab.tuning.grouping import in_one_step
 from emolab.tuning.methods import Scheduler, make_pruner, make_sampler, rungs
 from emolab.tuning.pack import Answer, Answers, PackSettings
 from emolab.tuning.packed import PackedPlan, PackedTrials
+from emolab.tuning.pausing import paused_trial
+from emolab.tuning.plan import SearchPlan
 from emolab.tuning.processes import Process, Processes
 from emolab.tuning.recorder import TrialRecorder
+from emolab.tuning.running import run_trials
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
@@ -41,6 +48,10 @@ def report_of(epoch: int, score: float) -> EpochReport:
     )  # fmt: skip
 
 
+class CutOffError(Exception):
+    """The search's own process ends here."""
+
+
 class ScriptedProcesses(Processes):
     """They train nothing, and answer in turn."""
 
@@ -48,6 +59,8 @@ class ScriptedProcesses(Processes):
     groups: ClassVar[list[list[int]]]
     """The trials of each group that was begun."""
     started: ClassVar[int]
+    answers: ClassVar[int]
+    """That come before the search is cut off."""
 
     def start(self, count: int) -> None:
         type(self).started += count
@@ -62,6 +75,9 @@ class ScriptedProcesses(Processes):
         return {n: Answer(reports=[report_of(epoch, self.score(n, epoch)) for epoch in epochs]) for n, _ in draws}
 
     def wait(self) -> list[Process]:
+        type(self).answers -= 1
+        if self.answers < 0:
+            raise CutOffError
         self._all.append(self._all.pop(0))
         return [process for process in self._all if process.call is not None][:1]
 
@@ -75,7 +91,7 @@ class ScriptedProcesses(Processes):
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedProcesses]:
-    fresh = type("Fresh", (ScriptedProcesses,), {"groups": [], "started": 0})
+    fresh = type("Fresh", (ScriptedProcesses,), {"groups": [], "started": 0, "answers": 10_000})
     monkeypatch.setattr(packed, "Processes", fresh)
     return fresh
 
@@ -167,3 +183,63 @@ def test_a_trial_of_one_step_is_judged_also_by_those_that_came_before(tmp_path: 
             found.append({values[number] for number in group if number not in stopped})
     assert kept["asha"] == [{0.8, 0.7}] * 2, "they and 0.9 are the third of nine"
     assert kept["hyperband"][0] == kept["hyperband"][1] != set(values[4:])
+
+
+HALVING = TuneSettings.model_validate({"training": {"epochs": EPOCHS}, "tuning": {"scheduler": "halving"}})
+RUNGS = [2, 6]
+
+
+def halved(study: Study, folder: Path, *, trials: int, tracker: Tracker, parent: str) -> list[str]:
+    """Go on with a halving as a search does; its lines."""
+    study.requeue_interrupted(paused_at=RUNGS)
+    plan = SearchPlan(
+        folder=folder, manifest=cast(Any, None), space=LAMBDA, room=1, trials=trials, rungs=RUNGS, fused=1,
+        resources={"CPU": 1.0}, final_workers=1, storage=None,
+    )  # fmt: skip
+    lines: list[str] = []
+    run_trials(HALVING, plan, study, tracker, parent, lines.append, trials=trials, rungs=RUNGS)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("trials", "answers", "fewer", "expected"),
+    [
+        (12, 8, 4, {"COMPLETE": [12], "PRUNED": [2] * 7}),  # four wait at the first rung, the fifth was at its start
+        (27, 37, 9, {"COMPLETE": [12], "PRUNED": [2] * 18 + [6] * 8}),  # two of three that had gone on to the end
+    ],
+)
+def test_a_search_that_is_told_to_end_early_leaves_no_trial_at_a_rung(
+    trials: int, answers: int, fewer: int, expected: dict[str, list[int]],
+    scripted: type[ScriptedProcesses], tmp_path: Path,
+) -> None:  # fmt: skip
+    """The best of those that wait go on as far as fewer trials have places; the others end, for everyone to see."""
+    tracker = open_tracker(enabled=True, uri=f"sqlite:///{tmp_path / 'mlflow.db'}", experiment="e", output=tmp_path)
+    parent = tracker.start("search").run_id
+    scripted.score = staticmethod(lambda number, epoch: 0.01 * number)
+    scripted.answers = answers
+    study = opened(tmp_path)
+    with pytest.raises(CutOffError):
+        halved(study, tmp_path, trials=trials, tracker=tracker, parent=parent)
+    study.flush()
+    for trial in study.history():
+        if trial.state.name == "RUNNING" and "paused" in trial.user_attrs:
+            kept = paused_trial(tmp_path, trial.number, trial.params, HALVING.base(), RUNGS)
+            kept.save(2, Checkpoint(tensors={"model": {"w": torch.zeros(1)}}, state={}))
+    assert list((tmp_path / "paused").iterdir())
+
+    scripted.answers = 10_000
+    began = scripted.started
+    again = opened(tmp_path)
+    lines = halved(again, tmp_path, trials=fewer, tracker=tracker, parent=parent)
+    there = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'study.db'}").trials
+    ended = [t for t in there if t.user_attrs.get("reason") != "interrupted" and t.state.name != "WAITING"]
+    found = {state: sorted(t.user_attrs["epochs"] for t in ended if t.state.name == state) for state in expected}
+    assert found == expected
+    assert sum(map(len, expected.values())) == len(ended) == again.finished()
+    assert (scripted.started > began) == (trials == 12), "nothing was left to train of the other"
+    assert lines[-1].endswith(f"({len(ended)} of {len(ended)})")
+    runs = [tracker.client.get_run(run_id) for run_id in tracker.children(parent)]
+    states = {int(run.data.tags["emolab.trial"]): run.info.status for run in runs}
+    assert {number for number, state in states.items() if state == "FINISHED"} == {t.number for t in ended}
+    assert set(states.values()) <= {"FINISHED", "KILLED"}
+    assert not [place for place in (tmp_path / "paused").rglob("*") if place.is_file()]
