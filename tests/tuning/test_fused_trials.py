@@ -17,7 +17,7 @@ from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import epochs_in_process
 from emolab.tuning import fused_group, pack, processes
-from emolab.tuning.pack import Answers, PackSettings, TrialPack
+from emolab.tuning.pack import Answers, PackSettings, SpoiledProcessError, TrialPack
 from emolab.tuning.search import search
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import configured
@@ -88,6 +88,47 @@ def test_what_else_goes_wrong_while_a_group_is_built_is_the_end_of_its_trials_on
     )
     others = [(number + 3, parameters) for number, parameters in DRAWS]
     assert all(not answer.failure and answer.reports for answer in process.advance(others, 2).values())
+
+
+class FailingTraining(FusedTraining):
+    """Fused training on a GPU that fails in the second epoch."""
+
+    def epoch(self) -> dict[int, EpochReport | UserError]:
+        found = super().epoch()
+        if any(report.epoch == 2 for report in found.values() if isinstance(report, EpochReport)):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return found
+
+
+class FailingPack(TrialPack):
+    """A process with such a GPU, on which after a failure nothing works."""
+
+    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
+        fused_group.FusedTraining = FailingTraining
+        try:
+            return super().advance(draws, until, told)
+        except SpoiledProcessError:
+            pack.epochs_in_process = sticky
+            raise
+
+
+def sticky(*_: Any, **__: Any) -> Any:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_trials_whose_gpu_failed_are_begun_anew_alone_in_another_process(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=3, scheduler="none", sampler="random", fused=2)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    monkeypatch.setattr(processes, "TrialPack", FailingPack)
+    found = search(settings, NoTracker()).records
+    assert {r.number: (r.state, r.reason, r.epochs) for r in found} == dict.fromkeys(range(3), ("COMPLETE", "", 6))
+    for record in found:
+        alone = [r.kept_macro_f1 for r in epochs_in_process(configured(settings.base(), record.parameters))]
+        assert record.curve == dict(enumerate(alone, start=1))
 
 
 @pytest.mark.fault

@@ -8,8 +8,8 @@ import torch
 from tests.tuning.test_search import tune_settings
 
 from emolab.training.train import epochs_in_process, training_device
-from emolab.tuning import pack
-from emolab.tuning.pack import PackSettings, TrialPack, excess_over
+from emolab.tuning import fused_group, pack
+from emolab.tuning.pack import PackSettings, SpoiledProcessError, TrialPack, excess_over
 from emolab.tuning.space import configured
 
 pytestmark = pytest.mark.ray
@@ -48,6 +48,43 @@ def test_the_device_of_a_trial_is_that_of_its_training(
     for there, chosen in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert [training_device(settings).type for settings in (base, on_gpu)] == ["cpu", chosen]
+
+
+GPU_ERRORS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+]
+OTHER_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"),
+    ValueError("CUDA error: of another kind"),
+]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("error", GPU_ERRORS + OTHER_ERRORS, ids=str)
+def test_a_failure_of_the_gpu_is_one_of_the_process_and_any_other_one_of_the_trials(
+    error: Exception, together: bool, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    base = tune_settings(toy_data, tmp_path).base()
+    process = TrialPack(PackSettings(base=base.model_dump(mode="json"), robustness=False, limits={}))
+    monkeypatch.setattr(pack, "epochs_in_process", broken)
+    monkeypatch.setattr(fused_group, "FusedTraining", broken)
+    draws = [DRAW, (5, DRAW[1])] if together else [DRAW]
+    if error in GPU_ERRORS:
+        with pytest.raises(SpoiledProcessError) as raised:
+            process.advance(draws, 2)
+        assert str(raised.value).startswith(f"the GPU failed ({type(error).__name__}: ")
+        assert "\n" not in str(raised.value)
+    else:
+        answers = process.advance(draws, 2)
+        assert all(answer.failure or answer.crowded for answer in answers.values())
+        assert sorted(answers) == [number for number, _ in draws]
 
 
 def test_latency_is_measured_on_the_device_of_the_trial(

@@ -330,6 +330,25 @@ def test_concurrency_is_computed_from_the_cluster(ray_cluster: None, toy_data: P
     assert plan_search(tune_settings(toy_data, tmp_path, concurrency=64)).concurrency == 2
 
 
+@pytest.mark.ray
+def test_the_plan_counts_processes_and_steps_as_the_search_and_its_final_take_them(
+    ray_cluster: None, toy_data: Path, tmp_path: Path
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=6, fused=8, concurrency=None)
+    plan = plan_search(settings)
+    assert (
+        "6 trials of at most 6 epochs (edu_emotionnet), 2 at a time with 1 CPU each, 3 configurations in one step"
+        in (plan.describe(settings))
+    )
+    settings = tune_settings(toy_data, tmp_path, trials=1, fused=8, concurrency=None, final={"top": 1, "seeds": 5})
+    plan = plan_search(settings)
+    assert "1 at a time with 1 CPU each, tpe" in plan.describe(settings)
+    packed = {
+        kind: packed_plan(settings, plan, trials=n, rungs=(), kind=kind) for kind, n in (("trial", 1), ("final", 5))
+    }
+    assert [packed[kind].processes for kind in ("trial", "final")] == [1, 2]
+
+
 DRIVER = """
 import json, sys
 from pathlib import Path

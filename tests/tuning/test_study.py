@@ -24,6 +24,7 @@ from emolab.tuning.finals import enqueue_finalists, final_space, ranked
 from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import make_pruner, make_sampler
 from emolab.tuning.outcome import none_completed
+from emolab.tuning.plan import methods
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
@@ -386,6 +387,22 @@ def test_a_study_belongs_to_one_experiment(tmp_path: Path) -> None:
         Study(tmp_path / "study.db", "s", space=SPACE, objectives=("macro_f1", "robustness"))
 
 
+def test_a_configuration_that_was_drawn_twice_takes_one_place_in_the_final(tmp_path: Path) -> None:
+    """The better of two that completed, and one that completed rather than one that was stopped."""
+    study = open_study(tmp_path)
+    ends = [("COMPLETE", 0.25, 0.5), ("COMPLETE", 0.5, 0.6), ("COMPLETE", 0.25, 0.7), ("PRUNED", 0.25, 0.9),
+            ("PRUNED", 0.0, 0.2), ("COMPLETE", 0.5, 0.6)]  # fmt: skip
+    for number, (state, dropout, value) in enumerate(ends):
+        study.enqueue({"training.learning_rate": 1e-3, "model.dropout": dropout}, {"wanted": number})
+        draw = study.ask()
+        study.report(draw.number, 1, value)
+        study.tell(draw.number, state, [value] if state == "COMPLETE" else [], epochs=1)
+    final = Study(tmp_path / "study.db", "final", space=final_space(SPACE))
+    asked = TuneSettings.model_validate({"tuning": {"final": {"top": 4, "seeds": 5}}})
+    assert [record.number for record in enqueue_finalists(asked, study, final)] == [2, 1, 4]
+    assert final.waiting() == 15
+
+
 def test_where_few_completed_the_final_takes_those_that_went_furthest(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     ends = [("PRUNED", 1, 0.9, ""), ("PRUNED", 3, 0.4, ""), ("COMPLETE", 9, 0.5, ""), ("PRUNED", 3, 0.6, ""),
@@ -495,6 +512,40 @@ def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_p
     assert open_study(tmp_path).draw_with({"sampler": "random", "seed": 0}, trials=2) == ""  # the other drew nothing
     said = again.draw_with({"sampler": "tpe", "seed": 0}, trials=3)
     assert said == "so far its trials were made with sampler random, not tpe"
+
+
+def test_a_halving_does_not_take_trials_for_its_own_that_it_did_not_stop(
+    tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    """They would have taken all its places, and every new trial would end at the first rung."""
+
+    def chosen(scheduler: str, **tuning: Any) -> dict[str, Any]:
+        return methods(TuneSettings.model_validate({"tuning": {"scheduler": scheduler, **tuning}}))
+
+    study = open_study(tmp_path)
+    study.draw_with(chosen("none"), trials=24)
+    assert study.draw_with(chosen("halving"), trials=24) == "", "none has drawn nothing"
+    study.draw_with(chosen("none"), trials=24)
+    for _ in range(12):
+        finish(study, study.ask().number, 0.5)
+    with pytest.raises(UserError) as error:
+        study.draw_with(chosen("halving"), trials=24)
+    one_line(error, "the study s holds trials made with scheduler none, not halving", "choose another name, or another")
+    assert study.draw_with(chosen("asha"), trials=24).startswith("so far its trials were made with scheduler none")
+
+    halved = open_study(tmp_path / "halved")
+    for number, scheduler in enumerate(("halving", "halving", "asha")):
+        halved.draw_with(
+            chosen(scheduler, sampler="random" if number else "tpe"), trials=24
+        )  # another sampler may draw
+        finish(halved, halved.ask().number, 0.5)
+        if scheduler == "halving":
+            with pytest.raises(
+                UserError, match=r"made with grace_epochs 2, not 3, with reduction_factor 3, not 2, and"
+            ):
+                halved.draw_with(chosen("halving", grace_epochs=3, reduction_factor=2), trials=24)
+    with pytest.raises(UserError, match=r"holds trials made with scheduler asha, not halving, and halving lets"):
+        halved.draw_with(chosen("halving"), trials=24)
 
 
 @pytest.mark.fault

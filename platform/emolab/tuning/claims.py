@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -14,6 +14,8 @@ MADE_WITH = "made_with"
 METHODS = "methods"
 """Study attribute: the methods that drew and stopped its trials, each with the number that had finished before it."""
 AFTER = "after"
+_RUNGS = ("scheduler", "grace_epochs", "reduction_factor")
+"""Methods that decide where trials are compared, and how many of them go on."""
 
 
 def claim(study: optuna.Study, made_with: Mapping[str, Any]) -> None:
@@ -47,7 +49,8 @@ def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int,
         A sentence where the methods are others than before, else nothing.
 
     Raises:
-        UserError: they are others, and no trial is left for them: the result would be taken for theirs.
+        UserError: they are others, and no trial is left for them: the result would be taken for theirs. Or they are
+            those of a halving, and trials are there that it did not stop: they would have taken its places.
     """
     stored = study.user_attrs.get(METHODS, [])
     known = [entry for entry in stored if entry[AFTER] < finished]  # one after which no trial finished drew none
@@ -58,10 +61,23 @@ def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int,
             f"the study {study.study_name} holds all its {finished} trials, made {', '.join(differing)}: choose "
             "another name, or let it have more trials or epochs to go on this way"
         )
+    if methods.get("scheduler") == "halving":
+        _check_rungs(study.study_name, methods, known)
     kept = known if last == methods else [*known, {**methods, AFTER: finished}]
     if kept != stored:
         study.set_user_attr(METHODS, kept)
     return f"so far its trials were made {', '.join(differing)}" if differing and finished else ""
+
+
+def _check_rungs(name: str, methods: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:
+    mine = {key: methods[key] for key in _RUNGS}
+    for entry in reversed(known):
+        differing = _differences({key: entry[key] for key in _RUNGS if key in entry}, mine)
+        if differing:
+            raise UserError(
+                f"the study {name} holds trials made {', '.join(differing)}, and halving lets the best of all trials "
+                "of a study go on: choose another name, or another scheduler"
+            )
 
 
 def _differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from scipy.stats import t as student
 
 from emolab.names import UserError
+from emolab.training.recipe import fingerprint
+from emolab.tuning.grouping import shape
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import IntParameter, SearchSpace
 from emolab.tuning.study import Study
@@ -56,10 +58,11 @@ def final_space(space: SearchSpace) -> SearchSpace:
 def enqueue_finalists(settings: TuneSettings, search: Study, final: Study) -> list[TrialRecord]:
     """Queue what is missing of the final; returns the search's best trials, which take part.
 
-    Where fewer completed than take part, those follow that the scheduler let go furthest: a final trains them whole.
-    Trainings that failed stay failed as long as there is a winner without them.
+    Of trials with the same parameters, as a space of few points has them, the best takes part alone. Where fewer
+    completed than take part, those follow that the scheduler let go furthest: a final trains them whole. Trainings
+    that failed stay failed as long as there is a winner without them.
     """
-    candidates = [*search.ranking(), *_furthest(search)][: settings.tuning.final.top]
+    candidates = _different([*search.ranking(), *_furthest(search)])[: settings.tuning.final.top]
     _enqueue(settings, candidates, final)
     if not final.waiting() and all(finalist.failures for finalist in finalists(candidates, final, settings)):
         _enqueue(settings, candidates, final, again=True)
@@ -67,10 +70,21 @@ def enqueue_finalists(settings: TuneSettings, search: Study, final: Study) -> li
 
 
 def _enqueue(settings: TuneSettings, candidates: Sequence[TrialRecord], final: Study, *, again: bool = False) -> None:
-    for record in candidates:
-        for seed in final_seeds(settings):
+    """Seed by seed, and of each seed the equal shapes together: neighbours in the queue may share a step."""
+    shapes = [shape(record.parameters) for record in candidates]
+    together = sorted(candidates, key=lambda record: shapes.index(shape(record.parameters)))
+    for seed in final_seeds(settings):
+        for record in together:
             labels = {CANDIDATE: record.number, SEED: seed}
             final.enqueue(record.parameters | {_SEED_KEY: seed}, labels, again=again)
+
+
+def _different(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The first of each configuration."""
+    found: dict[str, TrialRecord] = {}
+    for record in records:
+        found.setdefault(fingerprint(record.parameters), record)
+    return list(found.values())
 
 
 def _furthest(search: Study) -> list[TrialRecord]:

@@ -15,7 +15,7 @@ from emolab.training.fused import FusedTraining
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import training_device
-from emolab.tuning.pack import ANSWER_SECONDS, Answer, Answers, Group, reason_of
+from emolab.tuning.pack import ANSWER_SECONDS, Answer, Answers, Group, check_unspoiled, reason_of
 from emolab.tuning.space import configured
 
 
@@ -47,6 +47,7 @@ class FusedTrials(Group):
                 if self._decide(reports, until) or time.perf_counter() - started > ANSWER_SECONDS:
                     break
         except Exception as error:  # of what all share; a group that does not fit is nobody's end
+            check_unspoiled(error)
             crowded = isinstance(error, torch.OutOfMemoryError)
             failure = "" if crowded else reason_of(error)
             for number in self.numbers - set(answers):

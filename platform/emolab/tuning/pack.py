@@ -24,6 +24,12 @@ from emolab.tuning.space import configured
 ANSWER_SECONDS = 5.0
 """A process answers when a decision is due, and at the latest after the epoch that ends this much later."""
 _LATENCY_RUNS = 9
+_DEVICE_TROUBLE = ("CUDA error", "CUDA driver error", "HIP error", "_STATUS_")
+"""In the messages of errors that come from a GPU or its libraries and have no type of their own."""
+
+
+class SpoiledProcessError(Exception):
+    """The GPU has failed in this process, in which it may fail from then on, whatever is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,9 @@ class TrialPack:
 
         Args:
             told: the last epoch that the driver knows of.
+
+        Raises:
+            SpoiledProcessError: the trials can go on in another process only.
         """
         numbers = [number for number, _ in draws]
         if self._group is None or not set(numbers) <= self._group.numbers:
@@ -153,7 +162,8 @@ class Alone(Group):
             while not reports or not (reports[-1].finished or reports[-1].epoch >= until or _due(started)):
                 reports.append(self._untold.popleft() if self._untold else next(self._epochs))
             robustness = self._robustness() if reports[-1].finished and self._settings.robustness else None
-        except Exception as error:  # whatever it is, it is the end of this trial and of no other
+        except Exception as error:  # whatever else it is, it is the end of this trial and of no other
+            check_unspoiled(error)
             return {self._number: Answer(reports=reports, excess=excess, failure=reason_of(error))}
         return {self._number: Answer(reports=reports, excess=excess, robustness=robustness)}
 
@@ -217,6 +227,17 @@ def _wait_for(device: torch.device) -> None:
     """A GPU goes on after its caller was answered."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check_unspoiled(error: Exception) -> None:
+    """
+    Raises:
+        SpoiledProcessError: the error is one of the GPU. That its memory is too small is one of the trial.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+        return
+    if isinstance(error, torch.AcceleratorError) or any(trouble in str(error) for trouble in _DEVICE_TROUBLE):
+        raise SpoiledProcessError(f"the GPU failed ({reason_of(error)})") from None
 
 
 def reason_of(error: Exception) -> str:

@@ -11,17 +11,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from emolab.cluster import free
 from emolab.training.metrics import EpochReport
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.grouping import in_one_step, shape
 from emolab.tuning.halving import Halving
 from emolab.tuning.pack import Answer, PackSettings
 from emolab.tuning.pausing import paused_trial
 from emolab.tuning.processes import LostProcessError, Process, Processes
 from emolab.tuning.recorder import TRACKED, TrialRecorder
-from emolab.tuning.space import SHAPE_FREE
 from emolab.tuning.spoken import Spoken
 from emolab.tuning.study import Study
 from emolab.tuning.trials import OVER, SPENT, Draw, State
@@ -46,7 +45,7 @@ class PackedPlan:
     halving: int | None = None
     """Trials pause at the rungs, and one in so many goes on from each; otherwise the study is asked at once."""
     fused: int = 1
-    """Configurations trained in one step by a process."""
+    """Configurations trained in one step by a process, at most."""
     retries: int = 2
     """How often a trial is begun anew after its process was lost."""
     timeout_s: float | None = None
@@ -93,19 +92,21 @@ class PackedTrials:
             UserError: the data are of no use, the study cannot be written, or every process was lost for good.
         """
         self._resume_paused()
-        if not (self._running or self._may_start()):
-            return
         try:
-            self._processes.start(self._plan.processes)
-            answered: list[Process] = []
-            while self._decide(answered):
-                self._acknowledge()  # while the processes work
-                answered = self._processes.wait()
-                self._report.break_silence(self._standing)
+            if self._running or self._may_start():
+                self._work()
             self._study.flush()
             self._acknowledge()
         finally:
             self._processes.end()
+
+    def _work(self) -> None:
+        self._processes.start(min(self._plan.processes, self._all() - self._study.finished()))
+        answered: list[Process] = []
+        while self._decide(answered):
+            self._acknowledge()  # while the processes work
+            answered = self._processes.wait()
+            self._report.break_silence(self._standing)
 
     def _resume_paused(self) -> None:
         """Take up the trials that an earlier call left at a rung."""
@@ -142,6 +143,10 @@ class PackedTrials:
         there = self._study.finished() + len(self._running)
         return there < self._plan.trials and self._epochs_left() > 0
 
+    def _all(self) -> int:
+        """Trials in the study when the search is over: more than planned where more had begun."""
+        return max(self._plan.trials, self._study.finished() + len(self._running))
+
     def _epochs_left(self) -> int:
         """Of the budget, when all trials have trained what was granted to them."""
         if self._plan.epoch_budget is None:
@@ -162,10 +167,12 @@ class PackedTrials:
             number, self._drawn = self._drawn.number, None
             self._end_spent(number)
         group = []
-        most = min(self._fused, self._epochs_left())
+        unended = self._all() - self._study.finished()
+        share = in_one_step(self._fused, trials=unended, processes=self._plan.processes)
+        most = min(share, self._epochs_left())
         while len(group) < most and (self._drawn is not None or self._may_start()):
             draw, self._drawn = self._drawn or self._draw(), None
-            if group and _shape(draw) != _shape(group[0]):
+            if group and shape(draw.parameters) != shape(group[0].parameters):
                 self._drawn = draw  # the next group begins with it
                 break
             group.append(draw)
@@ -213,7 +220,9 @@ class PackedTrials:
         except LostProcessError as loss:
             self._lost(process, str(loss))
             return
-        group = [draw for draw in process.group if self._goes_on(draw.number, answers[draw.number])]
+        at_rung = [draw.number for draw in process.group if self._hear(draw.number, answers[draw.number])]
+        waiting = self._pass(at_rung)
+        group = [draw for draw in process.group if draw.number in self._running and draw.number not in waiting]
         for draw in group:
             self._running[draw.number].granted = 0  # to be granted anew, with what the others have left by now
         if any(answers[draw.number].crowded for draw in group):
@@ -228,8 +237,8 @@ class PackedTrials:
         self._again += [part for part in (group[:half], group[half:]) if part]
         self._report(f"{len(group)} configurations in one step do not fit the memory: from here at most {half}")
 
-    def _goes_on(self, number: int, answer: Answer) -> bool:
-        """Tell the study what became of a trial; whether it has epochs left to run."""
+    def _hear(self, number: int, answer: Answer) -> bool:
+        """Tell the study what became of a trial; whether it has come to a rung."""
         trial = self._running[number]
         new = [report for report in answer.reports if report.epoch > len(trial.curve)]
         for report in new:
@@ -246,22 +255,23 @@ class PackedTrials:
             self._end(number, "PRUNED", reason=f"{OVER}: {', '.join(over)}")
         elif answer.reports and answer.reports[-1].finished:
             self._end(number, "COMPLETE", values=_values(answer.reports[-1], answer))
-        elif new and len(trial.curve) in self._plan.rungs:  # a trial begun anew passes its old rungs unasked
-            return self._passes(number)
-        return number in self._running
+        else:
+            return bool(new) and len(trial.curve) in self._plan.rungs  # one begun anew passes its old rungs unasked
+        return False
 
-    def _passes(self, number: int) -> bool:
-        """Whether a trial goes on from a rung at once."""
-        trial = self._running[number]
-        if self._halving is not None:
+    def _pass(self, numbers: list[int]) -> list[int]:
+        """Decide about trials of one process that have come to a rung; those that wait there."""
+        if self._halving is None:
+            for number in self._study.stopped(numbers):
+                self._end(number, "PRUNED", reason=f"pruned after epoch {len(self._running[number].curve)}")
+            return []
+        for number in numbers:
+            trial = self._running[number]
             trial.granted = 0
             self._halving.pause(number, len(trial.curve), trial.value or 0.0)
             self._study.pause(number, trial.curve)
             self._end_hopeless()
-            return False
-        if self._study.should_prune(number):
-            self._end(number, "PRUNED", reason=f"pruned after epoch {len(trial.curve)}")
-        return number in self._running
+        return numbers
 
     def _end_hopeless(self) -> None:
         """End the paused trials that can never go on."""
@@ -307,7 +317,7 @@ class PackedTrials:
             )
             done = self._study.finished() - len(self._told)
             name = f"{self._plan.kind} {record.number}"
-            self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._plan.trials})")
+            self._report(f"{name} {state} after {record.epochs} epochs: {outcome} ({done} of {self._all()})")
 
     def _standing(self) -> str:
         at_work = sorted(draw.number for draw in self._processes.at_work())
@@ -318,7 +328,7 @@ class PackedTrials:
         trains = f"{self._plan.kind} {', '.join(map(str, at_work))} training" if at_work else "processes start"
         if not any(process.loaded for process in self._processes):
             trains += f" ({free(self._plan.resources)})"
-        return f"{self._study.finished()} of {self._plan.trials} ended, {trains}{paused}{found}"
+        return f"{self._study.finished()} of {self._all()} ended, {trains}{paused}{found}"
 
     def _lost(self, process: Process, reason: str) -> None:
         """Begin the trials of a lost process anew, in another one; give up those that were lost too often."""
@@ -330,11 +340,6 @@ class PackedTrials:
             else:  # apart, so that one of them cannot bring down the others again
                 self._again.append([draw])
         self._processes.replace(process, reason)
-
-
-def _shape(draw: Draw) -> dict[str, Any]:
-    """The part of a configuration that trials of one group must share."""
-    return {key: value for key, value in draw.parameters.items() if key not in SHAPE_FREE or key == "training.seed"}
 
 
 def _curve_point(report: EpochReport) -> dict[str, float]:

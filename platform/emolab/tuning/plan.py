@@ -21,6 +21,7 @@ from emolab.training.fused import FUSABLE
 from emolab.training.readiness import check_room, check_writable
 from emolab.training.recipe import check_labels, fingerprint
 from emolab.tuning.calibration import sample_configurations
+from emolab.tuning.grouping import in_one_step
 from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_epoch_budget, check_methods, expected_epochs, rungs
 from emolab.tuning.pack import PackSettings
@@ -43,12 +44,13 @@ class SearchPlan:
     folder: Path
     manifest: Manifest
     space: SearchSpace
-    concurrency: int
-    """Processes, or trials of several workers, at a time."""
+    room: int
+    """Processes, or trials of several workers, that may run at a time."""
     trials: int
     """In the study when the search is over; a grid has no more than its points."""
     rungs: list[int]
     fused: int
+    """Configurations of one step, at most."""
     resources: Mapping[str, float]
     """Of each trial."""
     final_workers: int
@@ -60,6 +62,20 @@ class SearchPlan:
         """The study's file, or the URL of its database."""
         return self.storage or self.folder / "study.db"
 
+    @property
+    def concurrency(self) -> int:
+        """Processes, or trials of several workers, of the search."""
+        return self.at_once(self.trials)
+
+    def at_once(self, trials: int) -> int:
+        """Processes, or trials of several workers, where there are so many trials."""
+        return min(self.room, trials)
+
+    @property
+    def in_one_step(self) -> int:
+        """Configurations that share a step in the search."""
+        return in_one_step(self.fused, trials=self.trials, processes=self.concurrency)
+
     def describe(self, settings: TuneSettings) -> str:
         """The plan for people."""
         tuning, epochs = settings.tuning, settings.training.epochs
@@ -69,7 +85,7 @@ class SearchPlan:
             going = places(self.trials, rungs=len(self.rungs), factor=tuning.reduction_factor)
             stops += f", from which {', '.join(map(str, going))} go on"
         budget = f", {tuning.epoch_budget} epochs in all" if tuning.epoch_budget else ""
-        fused = f", {self.fused} configurations in one step" if self.fused > 1 else ""
+        fused = f", {self.in_one_step} configurations in one step" if self.in_one_step > 1 else ""
         final = tuning.final
         last = f"the best {final.top} trained with {final.seeds} seeds each; " if final.wanted else ""
         keys = ", ".join(self.space.parameters)
@@ -156,7 +172,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         folder=contained(Path(settings.output), name, what="study name"),
         manifest=manifest,
         space=space,
-        concurrency=min(tuning.concurrency or room, room, trials),
+        room=min(tuning.concurrency or room, room),
         trials=trials,
         rungs=decisions,
         fused=_fused(settings, space),
@@ -242,10 +258,11 @@ def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, e
         search = halving_epochs(plan.trials, plan.rungs, factor=tuning.reduction_factor, epochs=most)
     if tuning.epoch_budget is not None:
         search = min(search, tuning.epoch_budget)
-    final = tuning.final.top * tuning.final.seeds * most if tuning.final.wanted else 0
+    trainings = tuning.final.top * tuning.final.seeds if tuning.final.wanted else 0
+    final = trainings * most
     mean = sum(epoch_seconds) / len(epoch_seconds)
-    at_once = plan.concurrency
-    seconds = start_up + (search + final) * mean / at_once + most * mean / plan.final_workers
+    at_once = search / plan.concurrency + (final / plan.at_once(trainings) if trainings else 0.0)
+    seconds = start_up + at_once * mean + most * mean / plan.final_workers
     spread = "" if len(epoch_seconds) == 1 else f" ({min(epoch_seconds):.2g} to {max(epoch_seconds):.2g})"
     return (
         f"expected: {search:.0f} of at most {plan.trials * most} epochs in the search"

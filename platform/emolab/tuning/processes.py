@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from emolab.cluster import fitting, user_error
 from emolab.names import UserError
-from emolab.tuning.pack import ANSWER_SECONDS, Answers, PackSettings, TrialPack
+from emolab.tuning.pack import ANSWER_SECONDS, Answers, PackSettings, SpoiledProcessError, TrialPack
 from emolab.tuning.trials import Draw
 
 _POLL_SECONDS = 1.0
@@ -20,7 +20,7 @@ _POLL_SECONDS = 1.0
 
 
 class LostProcessError(Exception):
-    """A process ended by itself; the message says how."""
+    """A process ended by itself, or has to end; the message says why."""
 
 
 @dataclass(eq=False)
@@ -91,12 +91,14 @@ class Processes:
 
         Raises:
             UserError: the data are of no use.
-            LostProcessError: it died.
+            LostProcessError: it died, or is of no use any more.
         """
         call, process.call = process.call, None
         try:
             answers: Any = ray.get(call)
         except RayTaskError as error:
+            if isinstance(error.cause, SpoiledProcessError):
+                raise LostProcessError(str(error.cause)) from None
             raise user_error(error) from None
         except RayError as error:  # a killed process comes as more than one class: the memory monitor has its own
             why = "" if isinstance(error, RayActorError) else f" ({type(error).__name__})"

@@ -28,9 +28,10 @@ def run_trials(
     """Run trials until the study holds ``trials`` of them or the epoch budget is spent, and record each below the run
     ``parent``."""
     recorder = TrialRecorder(tracker, parent, kind=kind, limits=settings.tuning.constraints.limits())
+    halving = settings.tuning.stopping == "halving" and kind == "trial"
     try:
         recorder.catch_up(study)
-        if study.finished() >= trials:
+        if study.finished() >= trials and not halving:  # of which trials may wait at a rung
             return
         if settings.workers.count > 1:
             from emolab.tuning.workers import run_with_workers
@@ -42,7 +43,7 @@ def run_trials(
                 report,
                 folder=plan.folder,
                 trials=trials,
-                concurrency=plan.concurrency,
+                concurrency=plan.at_once(trials),
                 rungs=rungs,
                 epoch_budget=settings.tuning.epoch_budget if kind == "trial" else None,
                 kind=kind,
@@ -86,7 +87,7 @@ def packed_plan(
             study=str(plan.folder.resolve()) if halving else None,
             rungs=tuple(rungs) if halving else (),
         ),
-        processes=plan.concurrency,
+        processes=plan.at_once(trials),
         resources=plan.resources,
         trials=trials,
         epoch_budget=tuning.epoch_budget if kind == "trial" else None,

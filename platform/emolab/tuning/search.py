@@ -208,7 +208,7 @@ def _result(
         best=best,
         finalists=finalists,
         rungs=plan.rungs,
-        fused=plan.fused,
+        fused=plan.in_one_step,
         settings=chosen,
         study=study,
     )

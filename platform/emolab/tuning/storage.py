@@ -52,6 +52,7 @@ class WriteBehindStorage(InMemoryStorage):
         self._error: Exception | None = None
         self._seen_as_pruned: frozenset[int] = frozenset()
         self._hidden: frozenset[int] = frozenset()
+        self._seen_as_it_was: FrozenTrial | None = None
         self._written: dict[int, StoredTrial] = {}
         file = sqlite_file(url)
         if file is not None:
@@ -116,14 +117,25 @@ class WriteBehindStorage(InMemoryStorage):
         finally:
             self._hidden = frozenset()
 
+    @contextmanager
+    def seen_as_it_was(self, trial: FrozenTrial) -> Iterator[None]:
+        """In the block, a trial is shown as it was before: a pruner leaves notes in trials, and counts them all."""
+        self._seen_as_it_was = trial
+        try:
+            yield
+        finally:
+            self._seen_as_it_was = None
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        seen, hidden = self._seen_as_pruned, self._hidden
-        if not (seen or hidden) or states == (TrialState.WAITING,):
+        seen, hidden, before = self._seen_as_pruned, self._hidden, self._seen_as_it_was
+        if not (seen or hidden or before) or states == (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
         trials = [t for t in super().get_all_trials(study_id, deepcopy=deepcopy) if t.number not in hidden]
         trials = [_as_pruned(t) if t.number in seen and t.state == TrialState.RUNNING else t for t in trials]
+        if before is not None:
+            trials = [before if t.number == before.number else t for t in trials]
         return trials if states is None else [trial for trial in trials if trial.state in states]
 
     def durable(self, number: int) -> bool:

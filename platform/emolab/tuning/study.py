@@ -186,11 +186,31 @@ class Study:
         ]
 
     def should_prune(self, number: int) -> bool:
-        """Whether the pruner wants the trial to end at its last reported epoch. It is not compared with trials that a
-        killed search left: those are run again, and would count twice."""
-        left = [trial.number for trial in self.history() if trial.user_attrs.get(REASON) == INTERRUPTED]
-        with self._storage.hiding(left):
+        """Whether the pruner wants the trial to end at its last reported epoch."""
+        with self._rivals():
             return len(self.objectives) == 1 and self._running[number].should_prune()
+
+    def stopped(self, numbers: Sequence[int]) -> list[int]:
+        """Those of these trials that the pruner wants to end at their last reported epoch, which is the same for all:
+        each is judged by all the others, whatever their order."""
+        if len(self.objectives) > 1:
+            return []
+        before = {number: self._frozen(number) for number in numbers}
+        with self._rivals():
+            for trial in before.values():  # the pruner counts as rivals those that it was asked about at this epoch
+                self._study.pruner.prune(self._study, trial)
+            return [number for number, trial in before.items() if self._stopped_among_others(trial)]
+
+    def _rivals(self) -> AbstractContextManager[None]:
+        """In the block a trial is not compared with those that a killed search left: they are run again, and would
+        count twice."""
+        return self._storage.hiding(
+            [trial.number for trial in self.history() if trial.user_attrs.get(REASON) == INTERRUPTED]
+        )
+
+    def _stopped_among_others(self, before: FrozenTrial) -> bool:
+        with self._storage.seen_as_it_was(before):
+            return self._study.pruner.prune(self._study, before)
 
     def constrain(self, number: int, excess: Mapping[str, float]) -> None:
         """Limits and by how much the trial exceeds them; above zero is infeasible. Of the samplers TPE learns it."""
