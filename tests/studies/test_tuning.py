@@ -13,6 +13,7 @@ from emolab.configuration import parse
 from emolab.locks import holding
 from emolab.names import UserError
 from emolab.studies.tuning import tune
+from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tuning.settings import TuneSettings
 
 
@@ -46,6 +47,36 @@ def test_a_search_is_one_process_s_until_its_winner_is_reported(
     assert refused == ["trial ", "epoch ", "best parameters"]
     with holding(folder, what="study"):
         pass
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_ends_a_search_early_is_what_its_runs_say(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    longer = ("tuning.trials=4", "training.epochs=10", "training.patience=10")
+    settings = settings_for(toy_data, tmp_path, "tuning.scheduler=none", "tuning.concurrency=1", *longer)
+    tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
+    assert isinstance(tracker, MLflowTracker)
+
+    def broken_off(at: str, by: BaseException) -> None:
+        def report(line: str) -> None:
+            if line.startswith(at):
+                raise by
+
+        with pytest.raises(type(by)):
+            tune(settings, dry_run=False, report=report)
+
+    def status(kind: str) -> list[str]:
+        found = [tracker.client.get_run(run_id) for run_id in tracker.find("emolab.kind", kind)]
+        return sorted(run.info.status for run in found)
+
+    broken_off("trial 0", KeyboardInterrupt())  # another is training
+    assert (status("search"), {*status("trial")}) == (["KILLED"], {"FINISHED", "KILLED"})
+    broken_off("best parameters", UserError("no room"))
+    assert status("search") == ["FAILED"]
+    assert tune(settings, dry_run=False, report=lambda _: None) is not None
+    assert (status("search"), status("best")) == (["FINISHED"], ["FINISHED"])
+    assert status("trial").count("FINISHED") == 4
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
 from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
-from emolab.tuning.search import SearchResult, holding_search, search_in
+from emolab.tuning.search import SearchResult, ending, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.trials import TrialRecord
 
@@ -53,8 +53,10 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         with holding_search(plan):
             tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
             result = search_in(plan, settings, tracker, report=report)
-            winner = _train_winner(result, tracker, report)
-            _conclude(settings, result, winner, tracker, report)
+            run = tracker.resume(result.run_id)
+            with ending(run):
+                winner = _train_winner(result, tracker, report)
+                _conclude(settings, result, winner, tracker, run, report)
     return winner
 
 
@@ -79,9 +81,9 @@ def _conclude(
     result: SearchResult,
     winner: TrainedModel,
     tracker: Tracker,
+    run: Run,
     report: Callable[[str], None],
 ) -> None:
-    run = tracker.resume(result.run_id)
     page = result.folder / "report.html"
     figures = search_figures(result)
     write_atomically(page, search_page(result, winner, figures, settings))

@@ -92,14 +92,32 @@ def search_in(
     if drawn_otherwise:
         report(drawn_otherwise)
     run = _parent_run(settings, plan, tracker)
-    requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
-    done = study.finished()
-    if requeued or done:
-        report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
-    run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
-    _require_completed(settings, study, run)
-    finalists = _final(settings, plan, study, tracker, run, report)
-    return _result(settings, plan, study, run, finalists)
+    with ending(run):
+        requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
+        done = study.finished()
+        if requeued or done:
+            report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
+        run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
+        if study.best() is None:
+            raise UserError(none_completed(study, settings.tuning.constraints.limits()))
+        finalists = _final(settings, plan, study, tracker, run, report)
+        return _result(settings, plan, study, run, finalists)
+
+
+@contextmanager
+def ending(run: Run) -> Iterator[None]:
+    """Close a search's run where the block does not come to its end: FAILED by an error, KILLED by an interruption.
+
+    The next call of the search takes the run up again.
+    """
+    try:
+        yield
+    except Exception:
+        run.finish("FAILED")
+        raise
+    except BaseException:
+        run.finish("KILLED")
+        raise
 
 
 def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
@@ -177,12 +195,6 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
 
 def _identity(plan: SearchPlan) -> dict[str, str]:
     return {"dataset": plan.manifest.digest}
-
-
-def _require_completed(settings: TuneSettings, study: Study, run: Run) -> None:
-    if study.best() is None:
-        run.finish("FAILED")
-        raise UserError(none_completed(study, settings.tuning.constraints.limits()))
 
 
 def _result(
