@@ -322,6 +322,19 @@ def test_a_folder_that_holds_another_run_gets_no_study(ray_cluster: None, toy_da
     assert not (folder / "study.db").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_goes_on_in_its_database_and_not_anew_in_another(
+    finished: Finished, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings, result, _ = finished
+    elsewhere = settings.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path / 'other.db'}"})
+    with pytest.raises(UserError) as error:
+        search(settings.model_copy(update={"tuning": elsewhere}), tracker_of(settings))
+    one_line(error, f"the trials of the study in {result.folder} are in this folder, not in {tmp_path / 'other.db'}")
+    assert not (tmp_path / "other.db").exists()
+
+
 @pytest.mark.ray
 def test_concurrency_is_computed_from_the_cluster(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
     assert plan_search(tune_settings(toy_data, tmp_path, concurrency=None)).concurrency == 2
