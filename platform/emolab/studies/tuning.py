@@ -21,7 +21,8 @@ from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
-from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
+from emolab.tuning.looking import look
+from emolab.tuning.plan import calibrate, check_cluster, check_search, plan_search, winner_name
 from emolab.tuning.search import SearchResult, ending, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.trials import TrialRecord
@@ -39,15 +40,20 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         UserError: anything the user can mend.
     """
     check_destinations(settings)
-    check_search(settings)  # before Ray starts and data are made
-    if not will_be_made(settings.data, settings.prepare):
+    space = check_search(settings)  # before Ray starts and data are made
+    made = will_be_made(settings.data, settings.prepare)
+    if not made:
         read_manifest(Path(settings.data))
     with connected(settings.cluster):
+        if made:  # which may take hours: what can be refused without them is refused before
+            check_cluster(settings)
+            look(settings, space)
         if dataset(settings.data, settings.prepare, report=report, dry_run=dry_run) is None:
             return None
         plan = plan_search(settings)
         report(plan.describe(settings))
         if dry_run:
+            look(settings, space, plan)
             report(calibrate(settings, plan))
             return None
         with holding_search(plan):

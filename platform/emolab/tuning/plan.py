@@ -31,6 +31,8 @@ from emolab.tuning.space import SearchSpace, read_space
 _CALIBRATION_STEPS = 3
 _CALIBRATION_DRAWS = 4
 _START_SECONDS = 120.0
+DATA = "data"
+"""What a study calls its data in what it was made with."""
 FUSED_ON_GPU = 8
 """Configurations of one fused step where the settings leave the number open."""
 
@@ -128,15 +130,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         raise UserError(f"{settings.data} has no validation split, which a search selects by")
     for split in ("train", "validation"):
         check_labels(manifest, split, data=settings.data, remedy="a search has nothing to go by")
-    _check_workers(settings)
-    needs = settings.workers.resources(settings.workers.count)
-    room = fitting(settings.workers.resources(1)) // settings.workers.count
-    final_workers = tuning.final_workers or max(settings.workers.count, min(4, room * settings.workers.count))
-    check_room(
-        settings.workers,
-        count=final_workers,
-        purpose=f"training the best configuration with {final_workers} workers",
-    )
+    room, final_workers = check_cluster(settings)
     check_visible(Path(settings.data))
     trials = tuning.trials
     if tuning.sampler == "grid":
@@ -156,10 +150,28 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         trials=trials,
         rungs=decisions,
         fused=_fused(settings, space),
-        resources=needs,
+        resources=settings.workers.resources(settings.workers.count),
         final_workers=final_workers,
         storage=tuning.storage,
     )
+
+
+def check_cluster(settings: TuneSettings) -> tuple[int, int]:
+    """Check a search against the connected cluster, without its data.
+
+    Returns:
+        How many trials the cluster holds at a time, and the workers that train the best configuration.
+
+    Raises:
+        UserError: what does not fit.
+    """
+    workers = settings.workers
+    _check_workers(settings)
+    room = fitting(workers.resources(1)) // workers.count
+    final_workers = settings.tuning.final_workers or max(workers.count, min(4, room * workers.count))
+    purpose = f"training the best configuration with {final_workers} workers"
+    check_room(workers, count=final_workers, purpose=purpose)
+    return room, final_workers
 
 
 def _check_budget(settings: TuneSettings, trials: int, rungs: Sequence[int]) -> None:
@@ -301,11 +313,16 @@ def methods(settings: TuneSettings) -> dict[str, Any]:
     return chosen
 
 
-def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> dict[str, Any]:
-    """What all trials of a study share, whatever draws and stops them."""
+def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest | None) -> dict[str, Any]:
+    """What all trials of a study share, whatever draws and stops them.
+
+    Args:
+        manifest: None where the data are still to be made: they are left out.
+    """
     tuning, limits = settings.tuning, settings.tuning.constraints.limits()
     objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": list(tuning.objectives)}
-    shared = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
+    shared = settings.base().identity() | objectives | {"space": space.identity()}
+    shared |= {DATA: manifest.digest} if manifest is not None else {}
     return shared | ({"constraints": limits} if limits else {})
 
 
