@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -648,6 +649,57 @@ class DrowsyPack(TrialPack):
         if draws[0][0] == 0:
             time.sleep(600)
         return super().advance(draws, until, told)
+
+
+class StuckPack(TrialPack):
+    """Never comes to the end of the data."""
+
+    def load(self) -> int:
+        time.sleep(600)
+        return super().load()
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_process_that_never_ends_reading_is_given_up_with_the_reason(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=2)
+    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 1})})
+    monkeypatch.setattr(processes, "TrialPack", StuckPack)
+    monkeypatch.setattr(processes, "_LOAD_SECONDS", 2.0)
+    with pytest.raises(UserError) as error:
+        search(settings, NoTracker())
+    one_line(error, f"timeout: no answer within 2 s while it read {toy_data}, 2 times")
+    with pytest.raises(UserError) as error:
+        calibrate(settings, plan_search(settings))
+    one_line(error, f"the process that times the trials did not read {toy_data} within 2 s")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_waits_for_a_cluster_that_others_hold_however_long_that_takes(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Holder:
+        pass
+
+    monkeypatch.setattr(processes, "_LOAD_SECONDS", 30.0)
+    monkeypatch.setattr(packed, "_SILENCE_SECONDS", 5.0)
+    settings = tune_settings(toy_data, tmp_path, trials=1)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    holder = ray.remote(Holder).options(num_cpus=2).remote()
+    ray.get(holder.__ray_ready__.remote())
+    leaving = threading.Timer(35.0, ray.kill, (holder,))
+    leaving.start()
+    try:
+        lines: list[str] = []
+        assert [record.state for record in search(settings, NoTracker(), report=lines.append).records] == ["COMPLETE"]
+        assert lines[0] == "0 of 1 ended, processes start (0 of 2 CPU are free)"
+    finally:
+        leaving.cancel()
+        ray.kill(holder)
 
 
 class ImpatientProcesses(processes.Processes):

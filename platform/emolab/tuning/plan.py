@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from emolab.cluster import fitting, free, start_seconds, user_error
 from emolab.names import LONGEST, UserError, contained
@@ -24,7 +24,7 @@ from emolab.tuning.calibration import sample_configurations
 from emolab.tuning.halving import halving_epochs, places
 from emolab.tuning.methods import check_methods, expected_epochs, rungs
 from emolab.tuning.pack import PackSettings
-from emolab.tuning.processes import start_process
+from emolab.tuning.processes import load_seconds, start_process
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace, read_space
 
@@ -220,10 +220,15 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
     actor = start_process(pack, plan.resources)
     try:
         _wait_for_start(actor, plan.resources)
-        ray.get(actor.load.remote())
+        ray.get(actor.load.remote(), timeout=load_seconds(settings.tuning.timeout_s))
         start_up = time.perf_counter() - started
         draws = sample_configurations(plan.space, _CALIBRATION_DRAWS)
         epoch = ray.get(actor.measure.remote(draws, _CALIBRATION_STEPS))
+    except GetTimeoutError:
+        seconds = load_seconds(settings.tuning.timeout_s)
+        raise UserError(
+            f"the process that times the trials did not read {settings.data} within {seconds:g} s"
+        ) from None
     except RayTaskError as error:
         raise user_error(error) from None
     except RayError as error:
