@@ -53,8 +53,7 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         plan = plan_search(settings)
         report(plan.describe(settings))
         if dry_run:
-            look(settings, space, plan)
-            report(calibrate(settings, plan))
+            report(calibrate(settings, plan, look(settings, space, plan)))
             return None
         with holding_search(plan):
             tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import inspect, text
@@ -13,6 +12,7 @@ from emolab.databases import message_of, sqlite_file, sqlite_url
 from emolab.locks import check_not_held
 from emolab.names import UserError, contained
 from emolab.training.train import flatten
+from emolab.tuning.expectation import Begun
 from emolab.tuning.finals import final_space
 from emolab.tuning.holding import check_study_not_held, connected_to
 from emolab.tuning.plan import DATA, SearchPlan, experiment, methods
@@ -23,18 +23,6 @@ from emolab.tuning.study import Study
 from emolab.tuning.study_file import check_study_file
 
 _NAMED = text("select 1 from studies where study_name = :name")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Begun:
-    """How far a search is before its next call."""
-
-    trials: int = 0
-    """That have ended."""
-    epochs: int = 0
-    """That these have trained, and those that pause."""
-    finals: int = 0
-    """Trainings of the final that have ended."""
 
 
 def look(settings: TuneSettings, space: SearchSpace, plan: SearchPlan | None = None) -> Begun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from emolab.training.fused import FUSABLE
 from emolab.training.readiness import check_room, check_writable
 from emolab.training.recipe import check_labels, fingerprint
 from emolab.tuning.calibration import sample_configurations
+from emolab.tuning.expectation import Begun, Expected, expected_epochs, known
 from emolab.tuning.halving import halving_epochs, places
-from emolab.tuning.methods import check_methods, expected_epochs, rungs
+from emolab.tuning.methods import check_methods, rungs
 from emolab.tuning.pack import PackSettings
 from emolab.tuning.processes import load_seconds, start_process
 from emolab.tuning.settings import TuneSettings
@@ -209,8 +210,11 @@ def _fused(settings: TuneSettings, space: SearchSpace) -> int:
     return tuning.fused
 
 
-def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
+def calibrate(settings: TuneSettings, plan: SearchPlan, begun: Begun) -> str:
     """Time a few real steps in a process like those of the search; the expectation for people.
+
+    Args:
+        begun: how far the search is.
 
     Raises:
         UserError: the data are of no use.
@@ -235,7 +239,7 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
         raise UserError(f"the process that times the trials was lost ({type(error).__name__})") from None
     finally:
         ray.kill(actor)
-    return _expectation(settings, plan, start_up=start_up, epoch_seconds=epoch)
+    return _expectation(settings, plan, begun, start_up=start_up, epoch_seconds=epoch)
 
 
 def _wait_for_start(actor: Any, resources: Mapping[str, float]) -> None:
@@ -247,26 +251,54 @@ def _wait_for_start(actor: Any, resources: Mapping[str, float]) -> None:
         )
 
 
-def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, epoch_seconds: list[float]) -> str:
+def _expectation(
+    settings: TuneSettings, plan: SearchPlan, begun: Begun, *, start_up: float, epoch_seconds: list[float]
+) -> str:
     tuning, most = settings.tuning, settings.training.epochs
-    usual = expected_epochs(tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=most)
-    search = plan.trials * usual
-    if tuning.stopping == "halving":
-        search = halving_epochs(plan.trials, plan.rungs, factor=tuning.reduction_factor, epochs=most)
-    if tuning.epoch_budget is not None:
-        search = min(search, tuning.epoch_budget)
-    final = tuning.final.top * tuning.final.seeds * most if tuning.final.wanted else 0
+    search = _search_epochs(settings, plan, begun)
+    finals = tuning.final.top * tuning.final.seeds if tuning.final.wanted else 0
+    final = max(0, finals - begun.finals) * most
     mean = sum(epoch_seconds) / len(epoch_seconds)
-    at_once = plan.concurrency
-    seconds = start_up + (search + final) * mean / at_once + most * mean / plan.final_workers
+    seconds = start_up + (search.mean + final) * mean / plan.concurrency + most * mean / plan.final_workers
     spread = "" if len(epoch_seconds) == 1 else f" ({min(epoch_seconds):.2g} to {max(epoch_seconds):.2g})"
-    return (
-        f"expected: {search:.0f} of at most {plan.trials * most} epochs in the search"
-        f"{f', {final} in the final' if final else ''}, {most} for the best; "
-        f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
-        f"{start_up:.0f} s to start a process: about {_duration(seconds)}, besides the start of Ray and of the last "
-        "training"
+    there = f"{begun.trials} trials have ended; " if begun.trials else ""
+    learns = f"; more where {tuning.sampler} learns" if tuning.sampler in ("tpe", "gp", "cmaes") else ""
+    played = (
+        f" ({search.simulations} simulations with random scores: {search.least:.0f} to {search.most:.0f}{learns})"
+        if search.simulations
+        else ""
     )
+    shared = ", less where a step of several takes less than theirs alone" if plan.fused > 1 else ""
+    return (
+        f"{there}expected: {search.mean:.0f} of at most {max(0, plan.trials - begun.trials) * most} epochs in the "
+        f"search{played}{f', {final} in the final' if final else ''}, {most} for the best; "
+        f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
+        f"{start_up:.0f} s to start a process: about {_duration(seconds)}{shared}, besides the start of Ray and of the "
+        "last training"
+    )
+
+
+def _search_epochs(settings: TuneSettings, plan: SearchPlan, begun: Begun) -> Expected:
+    """Epochs that the search has still to train."""
+    tuning, most = settings.tuning, settings.training.epochs
+    if tuning.stopping == "halving":
+        whole = halving_epochs(plan.trials, plan.rungs, factor=tuning.reduction_factor, epochs=most)
+        search = known(max(0, whole - begun.epochs))
+    else:
+        search = expected_epochs(
+            tuning.stopping,
+            grace=tuning.grace_epochs,
+            factor=tuning.reduction_factor,
+            epochs=most,
+            rungs=plan.rungs,
+            trials=plan.trials,
+            ended=begun.trials,
+            at_once=plan.concurrency * plan.fused,
+        )
+    if tuning.epoch_budget is None:
+        return search
+    left = max(0, tuning.epoch_budget - begun.epochs)
+    return replace(search, mean=min(search.mean, left), least=min(search.least, left), most=min(search.most, left))
 
 
 def _duration(seconds: float) -> str:
