@@ -7,6 +7,8 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from emolab.redaction import redact
+
 
 def sqlite_url(file: Path) -> str:
     """The address of a file, whatever its path is: a plain `?` or `%` in an address means something else."""
@@ -33,6 +35,25 @@ def in_memory(url: str) -> bool:
     if address.get_backend_name() != "sqlite":
         return False
     return not address.database or ":memory:" in address.database or address.query.get("mode") == "memory"
+
+
+def place_of(url: str) -> str:
+    """Where a database is, however it is asked for: without user, password, driver and options."""
+    file = sqlite_file(url)
+    if file is not None:
+        return str(file.resolve())
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        return redact(url)
+    place = URL.create(
+        address.get_backend_name(),
+        host=address.host,
+        port=address.port,
+        database=address.database,
+        query={key: value for key, value in address.query.items() if key in ("host", "port")},
+    )
+    return place.render_as_string()
 
 
 def message_of(error: BaseException) -> str:

@@ -37,10 +37,7 @@ def holding(folder: Path, *, what: str, patience: float = 0.0) -> Iterator[None]
     try:
         lock.acquire(timeout=patience)
     except Timeout:
-        who = holder.read_text() if holder.exists() else "unknown"
-        raise UserError(
-            f"the {what} in {folder} is in use by another process ({who}): wait for its end, or end it"
-        ) from None
+        raise _in_use(folder, what) from None
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
@@ -50,3 +47,26 @@ def holding(folder: Path, *, what: str, patience: float = 0.0) -> Iterator[None]
         yield
     finally:
         lock.release()
+
+
+def check_not_held(folder: Path, *, what: str) -> None:
+    """As ``holding``, where the folder is only looked at: it may not even be there.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if not (folder / LOCK).exists():
+        return
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            pass
+    except Timeout:
+        raise _in_use(folder, what) from None
+    except OSError:
+        return  # it cannot be locked, of which ``holding`` warns or tells
+
+
+def _in_use(folder: Path, what: str) -> UserError:
+    holder = folder / HOLDER
+    who = holder.read_text() if holder.exists() else "unknown"
+    return UserError(f"the {what} in {folder} is in use by another process ({who}): wait for its end, or end it")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import inspect
 from tests.tracking.test_trackers import (  # the contract of every tracker, with the fixture below  # noqa: F401
     test_a_resumed_run_records_an_epoch_once_however_often_it_ran,
     test_a_run_takes_everything_it_is_given,
@@ -30,7 +31,8 @@ from emolab.registry.aliases import Move, Standing, move, standing
 from emolab.registry.versions import register
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.training.train import train
-from emolab.tuning.holding import holding_study
+from emolab.tuning.holding import check_study_not_held, connected_to, holding_study
+from emolab.tuning.looking import Begun, look
 from emolab.tuning.plan import plan_search
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.study import Study
@@ -181,10 +183,28 @@ def test_a_study_has_one_driver_and_the_second_is_told_who_that_is(server: Serve
         second = pytest.raises(UserError, match=rf"the study search is in use by .*\(pid {os.getpid()} on ")
         with second, holding_study(url, "search"):
             pass
+        with pytest.raises(UserError, match=rf"the study search is in use by .*\(pid {os.getpid()} on "):
+            check_study_not_held(url, "search")
         with holding_study(url, "another"):
             pass
+        check_study_not_held(make_database(server, "held-elsewhere"), "search")
+    check_study_not_held(url, "search")
     with holding_study(url, "search"):
         pass
+
+
+def test_a_study_is_looked_at_and_no_table_is_made(server: Server, toy_data: Path, tmp_path: Path) -> None:
+    url = make_database(server, "looked-at")
+    values = settings_for(toy_data, tmp_path).model_dump(mode="json") | {"name": "search", "tuning": {"storage": url}}
+    settings = validate(TuneSettings, values)
+    assert look(settings, SPACE) == Begun()
+    with connected_to(url) as connection:
+        assert inspect(connection).get_table_names() == []
+    study = Study(url, "search", space=SPACE)
+    study.tell(study.ask().number, "FAIL", reason="lost", epochs=3)
+    study.flush()
+    assert look(settings, SPACE) == Begun(trials=1, epochs=3)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_search_is_planned_with_the_database_it_is_given(

@@ -99,6 +99,34 @@ def test_what_a_failing_tracker_missed_is_written_once_by_the_next_call(tmp_path
 
 
 @pytest.mark.fault
+def test_what_an_interrupted_search_leaves_open_is_closed_and_completed_where_its_trial_had_ended(
+    tmp_path: Path,
+) -> None:
+    """Of two trials one had ended in the study, of which the tracker was not told any more."""
+    tracker = open_tracker(enabled=True, uri=None, experiment="e", output=tmp_path)
+    assert isinstance(tracker, MLflowTracker)
+    parent = tracker.start("search").run_id
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+
+    def states() -> dict[str, tuple[str, str]]:
+        runs = [tracker.client.get_run(run_id) for run_id in tracker.children(parent)]
+        return {r.data.tags["emolab.trial"]: (r.info.status, r.data.tags["emolab.trial_state"]) for r in runs}
+
+    recorder = TrialRecorder(tracker, parent)
+    for draw in (study.ask(), study.ask()):
+        recorder.began(draw.number, draw.parameters)
+    study.tell(0, "COMPLETE", [0.2], epochs=1, curves=[{"epoch": 1.0, METRIC: 0.2}])
+    study.flush()
+    recorder.close()
+    assert states() == {"0": ("KILLED", "interrupted"), "1": ("KILLED", "interrupted")}
+    for _ in range(2):
+        again = TrialRecorder(tracker, parent)
+        again.catch_up(Study(tmp_path / "study.db", "s", space=SPACE))
+        again.close()
+        assert states() == {"0": ("FINISHED", "complete"), "1": ("KILLED", "interrupted")}
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize("known", [0, 1, 2])
 def test_a_trial_that_goes_on_has_every_epoch_although_its_process_died_before_it_told_them(
     tmp_path: Path, known: int

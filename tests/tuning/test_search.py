@@ -2,8 +2,10 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
 from emolab.tuning import packed, processes
 from emolab.tuning import plan as search_plan
+from emolab.tuning.expectation import Begun
 from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import calibrate, plan_search, winner_name
 from emolab.tuning.running import packed_plan
@@ -223,17 +226,23 @@ def test_a_name_with_no_room_for_that_of_the_winner_is_refused_before_anything_s
 def test_a_dry_run_says_how_long_it_will_take(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
     settings = tune_settings(toy_data, tmp_path, final={"top": 2, "seeds": 3})
     plan = plan_search(settings)
-    text = plan.describe(settings) + calibrate(settings, plan)
+    text = plan.describe(settings) + calibrate(settings, plan, Begun())
     for part in (
         "8 trials of at most 6 epochs",
         "1 at a time with 1 CPU each",
         "decisions after epochs 1, 3",
         "the best 2 trained with 3 seeds each",
-        "expected: 16 of at most 48 epochs in the search, 36 in the final, 6 for the best",
+        " simulations with random scores: ",
+        "; more where tpe learns), 36 in the final, 6 for the best",
         " s an epoch from 3 steps of 1 configuration(s)",
         ": about ",
     ):
         assert part in text, text
+    told = re.search(r"expected: (\d+) of at most 48 epochs in the search \(20 simulations", text)
+    assert told is not None and 16 < int(told[1]) < 48  # 16 if exactly a third passed each rung
+    known = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"scheduler": "none"})})
+    text = calibrate(known, plan_search(known), Begun(trials=5, epochs=30, finals=4))
+    assert text.startswith("5 trials have ended; expected: 18 of at most 18 epochs in the search, 12 in the final, 6 ")
     assert not Path(settings.output).exists()
 
 
@@ -268,7 +277,7 @@ def test_a_dry_run_on_a_cluster_that_others_hold_says_so_instead_of_waiting(
         settings = tune_settings(toy_data, tmp_path)
         monkeypatch.setattr(search_plan, "_START_SECONDS", 2.0)
         with pytest.raises(UserError) as error:
-            calibrate(settings, plan_search(settings))
+            calibrate(settings, plan_search(settings), Begun())
         one_line(error, "did not start within 2 s", "0 of 2 CPU are free", "wait for the jobs")
     finally:
         ray.kill(holder)
@@ -322,6 +331,19 @@ def test_a_folder_that_holds_another_run_gets_no_study(ray_cluster: None, toy_da
     with pytest.raises(UserError, match="holds a search on other data, or another run: choose another name, or move"):
         search(tune_settings(toy_data, tmp_path), NoTracker())
     assert not (folder / "study.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_goes_on_in_its_database_and_not_anew_in_another(
+    finished: Finished, tmp_path: Path, one_line: Callable[..., None]
+) -> None:
+    settings, result, _ = finished
+    elsewhere = settings.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path / 'other.db'}"})
+    with pytest.raises(UserError) as error:
+        search(settings.model_copy(update={"tuning": elsewhere}), tracker_of(settings))
+    one_line(error, f"the trials of the study in {result.folder} are in this folder, not in {tmp_path / 'other.db'}")
+    assert not (tmp_path / "other.db").exists()
 
 
 @pytest.mark.ray
@@ -656,6 +678,57 @@ class DrowsyPack(TrialPack):
         if draws[0][0] == 0:
             time.sleep(600)
         return super().advance(draws, until, told)
+
+
+class StuckPack(TrialPack):
+    """Never comes to the end of the data."""
+
+    def load(self) -> int:
+        time.sleep(600)
+        return super().load()
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_process_that_never_ends_reading_is_given_up_with_the_reason(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, one_line: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=2)
+    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"max_failures": 1})})
+    monkeypatch.setattr(processes, "TrialPack", StuckPack)
+    monkeypatch.setattr(processes, "_LOAD_SECONDS", 2.0)
+    with pytest.raises(UserError) as error:
+        search(settings, NoTracker())
+    one_line(error, f"timeout: no answer within 2 s while it read {toy_data}, 2 times")
+    with pytest.raises(UserError) as error:
+        calibrate(settings, plan_search(settings), Begun())
+    one_line(error, f"the process that times the trials did not read {toy_data} within 2 s")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_waits_for_a_cluster_that_others_hold_however_long_that_takes(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Holder:
+        pass
+
+    monkeypatch.setattr(processes, "_LOAD_SECONDS", 30.0)
+    monkeypatch.setattr(packed, "_SILENCE_SECONDS", 5.0)
+    settings = tune_settings(toy_data, tmp_path, trials=1)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    holder = ray.remote(Holder).options(num_cpus=2).remote()
+    ray.get(holder.__ray_ready__.remote())
+    leaving = threading.Timer(35.0, ray.kill, (holder,))
+    leaving.start()
+    try:
+        lines: list[str] = []
+        assert [record.state for record in search(settings, NoTracker(), report=lines.append).records] == ["COMPLETE"]
+        assert lines[0] == "0 of 1 ended, processes start (0 of 2 CPU are free)"
+    finally:
+        leaving.cancel()
+        ray.kill(holder)
 
 
 class ImpatientProcesses(processes.Processes):

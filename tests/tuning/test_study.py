@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from tests.conftest import REPOSITORY
 
+from emolab.databases import place_of
 from emolab.names import UserError
 from emolab.tuning.finals import enqueue_finalists, final_space, ranked
 from emolab.tuning.holding import holding_study
@@ -491,6 +492,21 @@ def test_a_study_in_a_shared_file_has_one_driver_and_the_second_is_told(
         first.kill()
     with holding_study(url, "s"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("postgresql://anna:secret@host/studies", "postgresql+psycopg://ben@host/studies?sslmode=require", True),
+        ("postgresql://host/studies", "postgresql://host/others", False),
+        ("postgresql:///studies?host=/run/a", "postgresql:///studies?host=/run/b", False),
+        ("sqlite:///studies.db", f"sqlite:///{Path('studies.db').resolve()}", True),
+        ("sqlite:////a/studies.db", "sqlite:////b/studies.db", False),
+    ],
+)
+def test_a_database_is_the_same_whoever_asks_for_it(url: str, other: str, same: bool) -> None:
+    assert (place_of(url) == place_of(other)) == same
+    assert "secret" not in place_of(url)
 
 
 def test_a_study_goes_on_by_another_method_and_does_not_answer_in_its_name(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
+from emolab.tuning.looking import look
 from emolab.tuning.outcome import mean_over_seeds, read_with_care, stopped_by
-from emolab.tuning.plan import calibrate, check_search, plan_search, winner_name
+from emolab.tuning.plan import calibrate, check_cluster, check_search, plan_search, winner_name
 from emolab.tuning.points import beside_base
-from emolab.tuning.search import SearchResult, holding_search, search_in
+from emolab.tuning.search import SearchResult, ending, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.trials import TrialRecord
 
@@ -41,22 +42,28 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
         UserError: anything the user can mend.
     """
     check_destinations(settings)
-    check_search(settings)  # before Ray starts and data are made
-    if not will_be_made(settings.data, settings.prepare):
+    space = check_search(settings)  # before Ray starts and data are made
+    made = will_be_made(settings.data, settings.prepare)
+    if not made:
         read_manifest(Path(settings.data))
     with connected(settings.cluster):
+        if made:  # which may take hours: what can be refused without them is refused before
+            check_cluster(settings)
+            look(settings, space)
         if dataset(settings.data, settings.prepare, report=report, dry_run=dry_run) is None:
             return None
         plan = plan_search(settings)
         report(plan.describe(settings))
         if dry_run:
-            report(calibrate(settings, plan))
+            report(calibrate(settings, plan, look(settings, space, plan)))
             return None
         with holding_search(plan):
             tracker = open_tracker(**settings.tracking.model_dump(), output=Path(settings.output))
             result = search_in(plan, settings, tracker, report=report)
-            winner = _train_winner(result, tracker, report)
-            _conclude(settings, result, winner, tracker, report)
+            run = tracker.resume(result.run_id)
+            with ending(run):
+                winner = _train_winner(result, tracker, report)
+                _conclude(settings, result, winner, tracker, run, report)
     return winner
 
 
@@ -81,9 +88,9 @@ def _conclude(
     result: SearchResult,
     winner: TrainedModel,
     tracker: Tracker,
+    run: Run,
     report: Callable[[str], None],
 ) -> None:
-    run = tracker.resume(result.run_id)
     page = result.folder / "report.html"
     figures = search_figures(result)
     write_atomically(page, search_page(result, winner, figures, settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -27,11 +27,19 @@ def claim(study: optuna.Study, made_with: Mapping[str, Any]) -> None:
     Raises:
         UserError: it was begun with something else.
     """
-    known = study.user_attrs.get(MADE_WITH)
-    if known is None:
+    check_claim(study, made_with)
+    if MADE_WITH not in study.user_attrs:
         study.set_user_attr(MADE_WITH, dict(made_with))
-        return
-    differing = _differences(known, made_with)
+
+
+def check_claim(study: optuna.Study, made_with: Mapping[str, Any], *, unknown: Collection[str] = ()) -> None:
+    """As ``claim``, where the study is only looked at.
+
+    Args:
+        unknown: what cannot be said yet.
+    """
+    known = study.user_attrs.get(MADE_WITH, made_with)
+    differing = _differences({key: value for key, value in known.items() if key not in unknown}, made_with)
     if differing:
         more = f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else ""
         raise UserError(f"the study {study.study_name} was made {differing[0]}{more}: choose another name")
@@ -52,6 +60,18 @@ def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int,
         UserError: they are others, and no trial is left for them: the result would be taken for theirs. Or they are
             those of a halving, and trials are there that it did not stop: they would have taken its places.
     """
+    known, differing = check_methods(study, methods, finished=finished, full=full)
+    kept = known if known and not differing else [*known, {**methods, AFTER: finished}]
+    if kept != study.user_attrs.get(METHODS, []):
+        study.set_user_attr(METHODS, kept)
+    return f"so far its trials were made {', '.join(differing)}" if differing and finished else ""
+
+
+def check_methods(
+    study: optuna.Study, methods: Mapping[str, Any], *, finished: int, full: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """As ``draw_with``, where the study is only looked at: the methods that drew its trials, and how the given ones
+    differ from the last of them."""
     stored = study.user_attrs.get(METHODS, [])
     known = [entry for entry in stored if entry[AFTER] < finished]  # one after which no trial finished drew none
     last = {key: value for key, value in known[-1].items() if key != AFTER} if known else None
@@ -63,10 +83,7 @@ def draw_with(study: optuna.Study, methods: Mapping[str, Any], *, finished: int,
         )
     if methods.get("scheduler") == "halving":
         _check_rungs(study.study_name, methods, known)
-    kept = known if last == methods else [*known, {**methods, AFTER: finished}]
-    if kept != stored:
-        study.set_user_attr(METHODS, kept)
-    return f"so far its trials were made {', '.join(differing)}" if differing and finished else ""
+    return known, differing
 
 
 def _check_rungs(name: str, methods: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> None:

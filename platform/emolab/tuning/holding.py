@@ -19,7 +19,8 @@ _LONGEST_NAME = 63
 """Bytes that PostgreSQL keeps of what a connection calls itself."""
 _HOLDER = text(
     "select application_name from pg_stat_activity join pg_locks using (pid) where locktype = 'advisory' and granted "
-    "and (classid::bigint << 32 | objid::bigint) = :key limit 1"
+    "and (classid::bigint << 32 | objid::bigint) = :key "
+    "and database = (select oid from pg_database where datname = current_database()) limit 1"
 )
 
 
@@ -45,9 +46,48 @@ def holding_study(database: Path | str, name: str) -> Iterator[None]:
         yield
 
 
+def check_study_not_held(database: Path | str, name: str) -> None:
+    """As ``holding_study``, where the study is only looked at: it and its database may not even be there.
+
+    Raises:
+        UserError: another process holds it. The database cannot be reached.
+    """
+    if isinstance(database, Path):
+        return
+    if (file := sqlite_file(database)) is not None:
+        if _lock_file(file, name).exists():
+            with _holding_file(file, name):
+                pass
+    elif database.startswith("postgresql"):
+        with connected_to(database) as connection:
+            holder = connection.execute(_HOLDER, {"key": _key(name)}).first()
+        if holder is not None:
+            raise _in_use(name, str(holder[0] or "unknown"))
+
+
+@contextmanager
+def connected_to(url: str) -> Iterator[Connection]:
+    """A connection to a study's database, in which every statement is a transaction of its own.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        connection = engine.connect()
+    except (SQLAlchemyError, ImportError) as error:
+        raise UserError(f"the study's database {url} cannot be opened: {message_of(error)}") from None
+    with connection:
+        yield connection
+
+
+def _lock_file(file: Path, name: str) -> Path:
+    return file.with_name(f"{file.name}.{name}.lock")
+
+
 @contextmanager
 def _holding_file(file: Path, name: str) -> Iterator[None]:
-    lock = FileLock(file.with_name(f"{file.name}.{name}.lock"))
+    lock = FileLock(_lock_file(file, name))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -63,18 +103,16 @@ def _holding_file(file: Path, name: str) -> Iterator[None]:
 @contextmanager
 def _holding_on_server(url: str, name: str) -> Iterator[None]:
     """An advisory lock of a connection that does nothing else."""
-    digest = hashlib.sha256(name.encode()).digest()
-    key = int.from_bytes(digest[:8], signed=True)
+    key = _key(name)
     who = f"pid {os.getpid()} on {os.uname().nodename}"[:_LONGEST_NAME]
-    try:
-        engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        connection = engine.connect()
-    except (SQLAlchemyError, ImportError) as error:
-        raise UserError(f"the study's database {url} cannot be opened: {message_of(error)}") from None
-    with connection:
+    with connected_to(url) as connection:
         if not _take(connection, key, who):
             raise _in_use(name, str(connection.execute(_HOLDER, {"key": key}).scalar() or "unknown"))
         yield
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def _take(connection: Connection, key: int, who: str) -> bool:

@@ -127,21 +127,6 @@ def rungs(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> list
     return list(range(grace, epochs)) if scheduler == "median" else []
 
 
-def expected_epochs(scheduler: Scheduler, *, grace: int, factor: int, epochs: int) -> float:
-    """Epochs of an average trial, as the scheduler means it: one in ``factor`` passes each rung, half the median."""
-    if scheduler == "median":
-        return grace + 0.5 * (epochs - grace)
-    places = [*rungs(scheduler, grace=grace, factor=factor, epochs=epochs), epochs]
-    starts = range(max(1, len(places) - 1)) if scheduler == "hyperband" else range(1)  # a bracket skips early rungs
-    return sum(_halved(places[start:], factor) for start in starts) / len(starts)
-
-
-def _halved(places: Sequence[int], factor: int) -> float:
-    """Epochs of an average trial when one in ``factor`` passes each of these places but the last."""
-    steps = zip([0, *places], places, strict=False)
-    return sum((end - start) / factor**rung for rung, (start, end) in enumerate(steps))
-
-
 def check_methods(
     sampler: Sampler,
     scheduler: Scheduler,

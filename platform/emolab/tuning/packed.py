@@ -128,8 +128,8 @@ class PackedTrials:
         with self._study.deciding():
             for process in answered:
                 self._take(process)
-            for process in self._processes.hung():
-                self._lost(process, f"timeout: no epoch within {self._plan.timeout_s:g} s")
+            for process, reason in self._processes.hung():
+                self._lost(process, reason)
             return self._occupy()
 
     def _occupy(self) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from emolab.cluster import fitting, free, start_seconds, user_error
 from emolab.names import LONGEST, UserError, contained
@@ -21,18 +21,21 @@ from emolab.training.fused import FUSABLE
 from emolab.training.readiness import check_room, check_writable
 from emolab.training.recipe import check_labels, fingerprint
 from emolab.tuning.calibration import sample_configurations
+from emolab.tuning.expectation import Begun, Expected, expected_epochs, known
 from emolab.tuning.grouping import in_one_step
 from emolab.tuning.halving import halving_epochs, places
-from emolab.tuning.methods import check_epoch_budget, check_methods, expected_epochs, rungs
+from emolab.tuning.methods import check_epoch_budget, check_methods, rungs
 from emolab.tuning.pack import PackSettings
 from emolab.tuning.points import points
-from emolab.tuning.processes import start_process
+from emolab.tuning.processes import load_seconds, start_process
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace, read_space
 
 _CALIBRATION_STEPS = 3
 _CALIBRATION_DRAWS = 4
 _START_SECONDS = 120.0
+DATA = "data"
+"""What a study calls its data in what it was made with."""
 FUSED_ON_GPU = 8
 """Configurations of one fused step where the settings leave the number open."""
 
@@ -148,15 +151,7 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         raise UserError(f"{settings.data} has no validation split, which a search selects by")
     for split in ("train", "validation"):
         check_labels(manifest, split, data=settings.data, remedy="a search has nothing to go by")
-    _check_workers(settings)
-    needs = settings.workers.resources(settings.workers.count)
-    room = fitting(settings.workers.resources(1)) // settings.workers.count
-    final_workers = tuning.final_workers or max(settings.workers.count, min(4, room * settings.workers.count))
-    check_room(
-        settings.workers,
-        count=final_workers,
-        purpose=f"training the best configuration with {final_workers} workers",
-    )
+    room, final_workers = check_cluster(settings)
     check_visible(Path(settings.data))
     trials = tuning.trials
     if tuning.sampler == "grid":
@@ -176,10 +171,28 @@ def plan_search(settings: TuneSettings) -> SearchPlan:
         trials=trials,
         rungs=decisions,
         fused=_fused(settings, space),
-        resources=needs,
+        resources=settings.workers.resources(settings.workers.count),
         final_workers=final_workers,
         storage=tuning.storage,
     )
+
+
+def check_cluster(settings: TuneSettings) -> tuple[int, int]:
+    """Check a search against the connected cluster, without its data.
+
+    Returns:
+        How many trials the cluster holds at a time, and the workers that train the best configuration.
+
+    Raises:
+        UserError: what does not fit.
+    """
+    workers = settings.workers
+    _check_workers(settings)
+    room = fitting(workers.resources(1)) // workers.count
+    final_workers = settings.tuning.final_workers or max(workers.count, min(4, room * workers.count))
+    purpose = f"training the best configuration with {final_workers} workers"
+    check_room(workers, count=final_workers, purpose=purpose)
+    return room, final_workers
 
 
 def _check_budget(settings: TuneSettings, trials: int, rungs: Sequence[int]) -> None:
@@ -217,8 +230,11 @@ def _fused(settings: TuneSettings, space: SearchSpace) -> int:
     return tuning.fused
 
 
-def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
+def calibrate(settings: TuneSettings, plan: SearchPlan, begun: Begun) -> str:
     """Time a few real steps in a process like those of the search; the expectation for people.
+
+    Args:
+        begun: how far the search is.
 
     Raises:
         UserError: the data are of no use.
@@ -228,17 +244,22 @@ def calibrate(settings: TuneSettings, plan: SearchPlan) -> str:
     actor = start_process(pack, plan.resources)
     try:
         _wait_for_start(actor, plan.resources)
-        ray.get(actor.load.remote())
+        ray.get(actor.load.remote(), timeout=load_seconds(settings.tuning.timeout_s))
         start_up = time.perf_counter() - started
         draws = sample_configurations(plan.space, _CALIBRATION_DRAWS)
         epoch = ray.get(actor.measure.remote(draws, _CALIBRATION_STEPS))
+    except GetTimeoutError:
+        seconds = load_seconds(settings.tuning.timeout_s)
+        raise UserError(
+            f"the process that times the trials did not read {settings.data} within {seconds:g} s"
+        ) from None
     except RayTaskError as error:
         raise user_error(error) from None
     except RayError as error:
         raise UserError(f"the process that times the trials was lost ({type(error).__name__})") from None
     finally:
         ray.kill(actor)
-    return _expectation(settings, plan, start_up=start_up, epoch_seconds=epoch)
+    return _expectation(settings, plan, begun, start_up=start_up, epoch_seconds=epoch)
 
 
 def _wait_for_start(actor: Any, resources: Mapping[str, float]) -> None:
@@ -250,27 +271,56 @@ def _wait_for_start(actor: Any, resources: Mapping[str, float]) -> None:
         )
 
 
-def _expectation(settings: TuneSettings, plan: SearchPlan, *, start_up: float, epoch_seconds: list[float]) -> str:
+def _expectation(
+    settings: TuneSettings, plan: SearchPlan, begun: Begun, *, start_up: float, epoch_seconds: list[float]
+) -> str:
     tuning, most = settings.tuning, settings.training.epochs
-    usual = expected_epochs(tuning.stopping, grace=tuning.grace_epochs, factor=tuning.reduction_factor, epochs=most)
-    search = plan.trials * usual
-    if tuning.stopping == "halving":
-        search = halving_epochs(plan.trials, plan.rungs, factor=tuning.reduction_factor, epochs=most)
-    if tuning.epoch_budget is not None:
-        search = min(search, tuning.epoch_budget)
+    search = _search_epochs(settings, plan, begun)
     trainings = tuning.final.top * tuning.final.seeds if tuning.final.wanted else 0
+    trainings = max(0, trainings - begun.finals)
     final = trainings * most
     mean = sum(epoch_seconds) / len(epoch_seconds)
-    at_once = search / plan.concurrency + (final / plan.at_once(trainings) if trainings else 0.0)
+    at_once = search.mean / plan.concurrency + (final / plan.at_once(trainings) if trainings else 0.0)
     seconds = start_up + at_once * mean + most * mean / plan.final_workers
     spread = "" if len(epoch_seconds) == 1 else f" ({min(epoch_seconds):.2g} to {max(epoch_seconds):.2g})"
-    return (
-        f"expected: {search:.0f} of at most {plan.trials * most} epochs in the search"
-        f"{f', {final} in the final' if final else ''}, {most} for the best; "
-        f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
-        f"{start_up:.0f} s to start a process: about {_duration(seconds)}, besides the start of Ray and of the last "
-        "training"
+    there = f"{begun.trials} trials have ended; " if begun.trials else ""
+    learns = f"; more where {tuning.sampler} learns" if tuning.sampler in ("tpe", "gp", "cmaes") else ""
+    played = (
+        f" ({search.simulations} simulations with random scores: {search.least:.0f} to {search.most:.0f}{learns})"
+        if search.simulations
+        else ""
     )
+    shared = ", less where a step of several takes less than theirs alone" if plan.in_one_step > 1 else ""
+    return (
+        f"{there}expected: {search.mean:.0f} of at most {max(0, plan.trials - begun.trials) * most} epochs in the "
+        f"search{played}{f', {final} in the final' if final else ''}, {most} for the best; "
+        f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
+        f"{start_up:.0f} s to start a process: about {_duration(seconds)}{shared}, besides the start of Ray and of the "
+        "last training"
+    )
+
+
+def _search_epochs(settings: TuneSettings, plan: SearchPlan, begun: Begun) -> Expected:
+    """Epochs that the search has still to train."""
+    tuning, most = settings.tuning, settings.training.epochs
+    if tuning.stopping == "halving":
+        whole = halving_epochs(plan.trials, plan.rungs, factor=tuning.reduction_factor, epochs=most)
+        search = known(max(0, whole - begun.epochs))
+    else:
+        search = expected_epochs(
+            tuning.stopping,
+            grace=tuning.grace_epochs,
+            factor=tuning.reduction_factor,
+            epochs=most,
+            rungs=plan.rungs,
+            trials=plan.trials,
+            ended=begun.trials,
+            at_once=plan.concurrency * plan.in_one_step,
+        )
+    if tuning.epoch_budget is None:
+        return search
+    left = max(0, tuning.epoch_budget - begun.epochs)
+    return replace(search, mean=min(search.mean, left), least=min(search.least, left), most=min(search.most, left))
 
 
 def _duration(seconds: float) -> str:
@@ -322,11 +372,16 @@ def methods(settings: TuneSettings) -> dict[str, Any]:
     return chosen
 
 
-def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest) -> dict[str, Any]:
-    """What all trials of a study share, whatever draws and stops them."""
+def experiment(settings: TuneSettings, space: SearchSpace, manifest: Manifest | None) -> dict[str, Any]:
+    """What all trials of a study share, whatever draws and stops them.
+
+    Args:
+        manifest: None where the data are still to be made: they are left out.
+    """
     tuning, limits = settings.tuning, settings.tuning.constraints.limits()
     objectives = {} if tuning.objectives == ("macro_f1",) else {"objectives": list(tuning.objectives)}
-    shared = settings.base().identity() | objectives | {"space": space.identity(), "data": manifest.digest}
+    shared = settings.base().identity() | objectives | {"space": space.identity()}
+    shared |= {DATA: manifest.digest} if manifest is not None else {}
     return shared | ({"constraints": limits} if limits else {})
 
 

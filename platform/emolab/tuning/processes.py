@@ -17,6 +17,8 @@ from emolab.tuning.trials import Draw
 
 _POLL_SECONDS = 1.0
 """How often hung processes are looked for, at the least."""
+_LOAD_SECONDS = 1800.0
+"""So long may a process read the data, or as long as an epoch may take where that is longer."""
 
 
 class LostProcessError(Exception):
@@ -28,8 +30,11 @@ class Process:
     """An actor, what it is at, and since when."""
 
     actor: Any
+    ready: Any
+    """The call that is finished when the process runs; before, it may wait for room in the cluster."""
     call: Any
     """Its unfinished call; None: it is idle."""
+    running: bool = False
     loaded: bool = False
     group: list[Draw] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
@@ -46,6 +51,11 @@ def start_process(pack: PackSettings, resources: Mapping[str, float]) -> Any:
     processors, accelerators = needs.pop("CPU", 0.0), needs.pop("GPU", 0.0)
     remote: Any = ray.remote(TrialPack)
     return remote.options(num_cpus=processors, num_gpus=accelerators, resources=needs).remote(pack)
+
+
+def load_seconds(timeout_s: float | None) -> float:
+    """How long a process may take to read the data, where an epoch may take so long."""
+    return max(_LOAD_SECONDS, timeout_s or 0.0)
 
 
 class Processes:
@@ -70,7 +80,7 @@ class Processes:
         """Start so many more; they read the data before they are idle."""
         for _ in range(count):
             actor = start_process(self._pack, self._resources)
-            self._all.append(Process(actor=actor, call=actor.load.remote()))
+            self._all.append(Process(actor=actor, ready=actor.__ray_ready__.remote(), call=actor.load.remote()))
 
     def idle(self) -> list[Process]:
         """Those that wait for work."""
@@ -108,13 +118,27 @@ class Processes:
         process.loaded = True
         return {}
 
-    def hung(self) -> list[Process]:
-        """Those that have not finished an epoch for too long: they answer within so long and one epoch more."""
-        if self._timeout_s is None:
-            return []
-        limit = self._timeout_s + ANSWER_SECONDS
-        late = [p for p in self._all if p.loaded and p.call is not None and time.monotonic() - p.since > limit]
-        return [process for process in late if not ray.wait([process.call], timeout=0)[0]]  # one may wait to be taken
+    def hung(self) -> list[tuple[Process, str]]:
+        """Those that have not answered for too long, and what to say of them."""
+        late = [(process, reason) for process in self._all if (reason := self._late(process))]
+        return [each for each in late if not ray.wait([each[0].call], timeout=0)[0]]  # one may wait to be taken
+
+    def _late(self, process: Process) -> str:
+        """What a process has been too slow for; nothing for one that waits for room in the cluster, which it may for
+        long."""
+        if process.call is None:
+            return ""
+        if not process.loaded and not process.running:
+            if ray.wait([process.ready], timeout=0)[0]:
+                process.running, process.since = True, time.monotonic()
+            return ""
+        waited = time.monotonic() - process.since
+        if not process.loaded:
+            limit = load_seconds(self._timeout_s)
+            return f"timeout: no answer within {limit:g} s" if waited > limit else ""
+        if self._timeout_s is None or waited <= self._timeout_s + ANSWER_SECONDS:  # it answers a little after an epoch
+            return ""
+        return f"timeout: no epoch within {self._timeout_s:g} s"
 
     def replace(self, lost: Process, reason: str) -> None:
         """Start another process where one was lost and the cluster has room for it.

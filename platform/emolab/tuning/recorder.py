@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from emolab.tracking.provenance import CLEAN, COMMIT, code_version, together
@@ -26,6 +27,7 @@ TRACKED = (
 """Metrics of an epoch that are kept."""
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 _RUNNING = "running"
+_INTERRUPTED = "interrupted"
 
 
 class TrialRecorder:
@@ -78,7 +80,7 @@ class TrialRecorder:
         self._add(number, lambda: self._resume(number, parameters, written))
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written. The runs of trials that have not ended are closed as interrupted."""
         self._tasks.put(None)
         self._thread.join()
 
@@ -89,14 +91,18 @@ class TrialRecorder:
     def _work(self) -> None:
         broken: set[int | None] = set()
         while (entry := self._tasks.get()) is not None:
-            number, task = entry
-            if number in broken:  # its run stays open, by which the next call knows that something is missing
-                continue
-            try:
-                task()
-            except Exception as error:  # a tracker in trouble must not cost a trial
-                broken.add(number)
-                self.trouble = self.trouble or " ".join(str(error).split())[:200]
+            self._attempt(*entry, broken)
+        for number, run in list(self._runs.items()):
+            self._attempt(number, partial(_interrupt, run), broken)
+
+    def _attempt(self, number: int | None, task: Callable[[], object], broken: set[int | None]) -> None:
+        if number in broken:  # its run stays open, by which the next call knows that something is missing
+            return
+        try:
+            task()
+        except Exception as error:  # a tracker in trouble must not cost a trial
+            broken.add(number)
+            self.trouble = self.trouble or " ".join(str(error).split())[:200]
 
     def _begin(self, number: int, parameters: Mapping[str, Any]) -> Run:
         tags = {"emolab.kind": self._kind, self._tag: str(number), "emolab.trial_state": _RUNNING}
@@ -138,16 +144,23 @@ class TrialRecorder:
 
     def _complete(self, trials: Mapping[int, tuple[TrialRecord, Sequence[Mapping[str, float]]]]) -> None:
         mine = set(self._tracker.find("emolab.kind", self._kind, parent=self._parent))
-        left_open = mine & set(self._tracker.find("emolab.trial_state", _RUNNING, parent=self._parent))
+        left_open, interrupted = (
+            mine & set(self._tracker.find("emolab.trial_state", state, parent=self._parent))
+            for state in (_RUNNING, _INTERRUPTED)
+        )
         for number, (record, curves) in trials.items():
             runs = self._tracker.find(self._tag, str(number), parent=self._parent)
-            if runs and runs[0] not in left_open:
+            if runs and runs[0] not in left_open | interrupted:  # one may have ended as its search was interrupted
                 continue
             left_open -= set(runs)
             self._runs[number] = self._tracker.resume(runs[0]) if runs else self._begin(number, record.parameters)
             self._log(number, curves)
             self._end(record)
         for identity in left_open:
-            run = self._tracker.resume(identity)
-            run.finish("KILLED")
-            run.set_tags({"emolab.trial_state": "interrupted"})
+            _interrupt(self._tracker.resume(identity))
+
+
+def _interrupt(run: Run) -> None:
+    """Close the run of a trial that did not come to its end."""
+    run.finish("KILLED")
+    run.set_tags({"emolab.trial_state": _INTERRUPTED})

@@ -10,11 +10,12 @@ from pathlib import Path
 import yaml
 
 from emolab.configuration import to_yaml
+from emolab.databases import place_of
 from emolab.locks import holding
 from emolab.names import UserError
 from emolab.redaction import redacted
 from emolab.sessions.manifest import Manifest, write_atomically
-from emolab.tracking.beginning import CONFIGURATION, folder_run, own_record
+from emolab.tracking.beginning import CONFIGURATION, RECORD, folder_run, own_record, read_record, write_record
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
@@ -31,6 +32,8 @@ from emolab.tuning.study import Study
 from emolab.tuning.trials import TrialRecord
 
 _ANOTHER_RUN = "a search on other data, or another run"
+STORAGE = "storage"
+"""Key of a search's record: the database that holds its trials; null: the one in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ def search_in(
     Raises:
         UserError: as ``search``.
     """
-    own_record(plan.folder, _identity(plan), holds=_ANOTHER_RUN)
+    check_folder(plan.folder, plan.storage, plan.manifest)
     study = _open(settings, plan)
     if settings.tuning.stopping == "pbt":
         check_members(study.finished(), plan.trials)
@@ -95,15 +98,34 @@ def search_in(
     if drawn_otherwise:
         report(drawn_otherwise)
     run = _parent_run(settings, plan, tracker)
-    requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
-    enqueue_points(settings.tuning, plan.space, settings.base(), study)
-    done = study.finished()
-    if requeued or done:
-        report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
-    run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
-    _require_completed(settings, study, run)
-    finalists = _final(settings, plan, study, tracker, run, report)
-    return _result(settings, plan, study, run, finalists)
+    _note_place(plan)
+    with ending(run):
+        requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
+        enqueue_points(settings.tuning, plan.space, settings.base(), study)
+        done = study.finished()
+        if requeued or done:
+            report(f"resuming: {done} trials are finished, {requeued} were interrupted and run again")
+        run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
+        if study.best() is None:
+            raise UserError(none_completed(study, settings.tuning.constraints.limits()))
+        finalists = _final(settings, plan, study, tracker, run, report)
+        return _result(settings, plan, study, run, finalists)
+
+
+@contextmanager
+def ending(run: Run) -> Iterator[None]:
+    """Close a search's run where the block does not come to its end: FAILED by an error, KILLED by an interruption.
+
+    The next call of the search takes the run up again.
+    """
+    try:
+        yield
+    except Exception:
+        run.finish("FAILED")
+        raise
+    except BaseException:
+        run.finish("KILLED")
+        raise
 
 
 def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
@@ -126,6 +148,11 @@ def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
     return study
 
 
+def final_name(study: str) -> str:
+    """The study that holds the trainings of a search's final."""
+    return f"{study}-final"
+
+
 def _final(
     settings: TuneSettings,
     plan: SearchPlan,
@@ -139,7 +166,7 @@ def _final(
     space = final_space(plan.space)
     final = Study(
         plan.database,
-        f"{plan.folder.name}-final",
+        final_name(plan.folder.name),
         space=space,
         objectives=settings.tuning.objectives,
         sampler=make_sampler("random", seed=0, space=space),
@@ -172,21 +199,47 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
     return folder_run(
         tracker,
         plan.folder,
-        _identity(plan),
+        _identity(plan.manifest),
         holds=_ANOTHER_RUN,
         describe=describe,
         tags={"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
     )
 
 
-def _identity(plan: SearchPlan) -> dict[str, str]:
-    return {"dataset": plan.manifest.digest}
+def check_folder(folder: Path, storage: str | None, manifest: Manifest | None) -> None:
+    """Refuse a folder that is another run's, or that has its trials in another database.
+
+    Args:
+        manifest: None where the data are still to be made.
+
+    Raises:
+        UserError: naming the folder, and where its trials are.
+    """
+    known = read_record(folder) if manifest is None else own_record(folder, _identity(manifest), holds=_ANOTHER_RUN)
+    place = _place(storage)
+    if known is None or known.get(STORAGE, place) == place:
+        return
+    before, given = known[STORAGE], place or "its own folder"
+    again = "leave out tuning.storage" if before is None else f"set tuning.storage to {before}"
+    raise UserError(
+        f"the trials of the study in {folder} are in {before or 'this folder'}, not in {given}: {again}, choose "
+        f"another name, or, if they were moved, remove {folder / RECORD}"
+    )
 
 
-def _require_completed(settings: TuneSettings, study: Study, run: Run) -> None:
-    if study.best() is None:
-        run.finish("FAILED")
-        raise UserError(none_completed(study, settings.tuning.constraints.limits()))
+def _note_place(plan: SearchPlan) -> None:
+    """Remember where the trials are: in another database the search would begin anew."""
+    known, place = read_record(plan.folder) or {}, _place(plan.storage)
+    if STORAGE not in known:
+        write_record(plan.folder, known | {STORAGE: place})
+
+
+def _place(storage: str | None) -> str | None:
+    return None if storage is None else place_of(storage)
+
+
+def _identity(manifest: Manifest) -> dict[str, str]:
+    return {"dataset": manifest.digest}
 
 
 def _result(

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from emolab.databases import sqlite_url
-from emolab.tuning.claims import claim, draw_with
+from emolab.tuning.claims import check_claim, check_methods, claim, draw_with
 from emolab.tuning.importances import Importances, importances_of
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.storage import WriteBehindStorage
@@ -94,9 +94,28 @@ class Study:
             trials: that the study shall hold.
             epochs: that they may take; None: as many as they need.
         """
-        finished = self.finished()
-        full = finished >= trials or (epochs is not None and self.epochs() >= epochs)
-        return draw_with(self._study, methods, finished=finished, full=full)
+        return draw_with(self._study, methods, finished=self.finished(), full=self._full(trials, epochs))
+
+    def check(
+        self,
+        made_with: Mapping[str, Any],
+        methods: Mapping[str, Any],
+        *,
+        trials: int,
+        epochs: int | None = None,
+        unknown: Collection[str] = (),
+    ) -> None:
+        """Refuse what ``claim`` and ``draw_with`` would, and write nothing.
+
+        Args:
+            unknown: names of ``made_with`` that cannot be said yet.
+        """
+        check_claim(self._study, made_with, unknown=unknown)
+        check_methods(self._study, methods, finished=self.finished(), full=self._full(trials, epochs))
+
+    def _full(self, trials: int, epochs: int | None) -> bool:
+        """Whether the study holds all that it shall."""
+        return self.finished() >= trials or (epochs is not None and self.epochs() >= epochs)
 
     def use_sampler(self, sampler: BaseSampler) -> None:
         """Draw with another sampler from here on."""
@@ -272,6 +291,11 @@ class Study:
     def epochs(self) -> int:
         """Epochs that those trials trained."""
         return sum(int(trial.user_attrs.get(EPOCHS, 0)) for trial in self.history() if counts(trial))
+
+    def paused_epochs(self) -> int:
+        """Epochs of the trials that wait at a rung, in this search or when an earlier one was left."""
+        running = [trial for trial in self.history() if trial.state == TrialState.RUNNING]
+        return sum(int(trial.user_attrs.get(PAUSED, 0)) for trial in running)
 
     def excess(self) -> dict[str, list[float]]:
         """Limit -> by how much each trial that was held to it exceeds it; negative where it stays below."""
