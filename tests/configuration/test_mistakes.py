@@ -32,7 +32,7 @@ THEIR_WORDS = ("Input should", "Value error", "NoneType", "Errno", "valid tuple"
             "training.epochs: must be a whole number, got null (give a value, or leave the key out)",
         ),
         (TuneSettings, "tuning.storage=sqlite://", "tuning.storage: names no file, and a search resumes from one"),
-        (TuneSettings, "tuning.storage=sqlite:///:memory:", "tuning.storage: names no file"),
+        (TuneSettings, "tuning.storage='sqlite:///:memory:'", "tuning.storage: names no file"),
         (TuneSettings, "tuning.storage=sqlite:///file:a?mode=memory&uri=true", "tuning.storage: names no file"),
         (TuneSettings, "training.epochs=0", "training.epochs: must be greater than or equal to 1, got 0"),
         (TuneSettings, "training.learning_rate=fast", "training.learning_rate: must be a number, got 'fast'"),
