@@ -162,7 +162,7 @@ class CategoricalParameter(ParameterSettings):
 
     @field_validator("choices", mode="before")
     @classmethod
-    def _plain(cls, choices: Any) -> Any:
+    def _single(cls, choices: Any) -> Any:
         for choice in choices if isinstance(choices, list | tuple) else ():
             if isinstance(choice, list | tuple | dict):
                 raise ValueError(
