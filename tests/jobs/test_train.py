@@ -12,7 +12,6 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from tests.serving.parts import make_data
 from tests.tracking.tracking_server import free_port
 
 from emolab import cluster
@@ -53,11 +52,12 @@ def test_a_score_stands_beside_the_same_score_of_the_class_prior_and_the_end_is_
     assert any(line.startswith("finished before, after 2 epochs") for line in again)
 
 
-def test_the_papers_size_on_cpus_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_data(tmp_path / "data")
+def test_the_papers_size_on_cpus_is_told_in_one_line(
+    toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = []
     for model in ({}, {"d_model": 8, "heads": 2}):
-        settings = settings_of(tmp_path / "data", tmp_path, model=model, tracking={"enabled": False})
+        settings = settings_of(toy_data, tmp_path, model=model, tracking={"enabled": False})
         train_and_register(settings, dry_run=True, report=lambda _: None)
         told.append(capsys.readouterr().err)
     line = "the paper's size, without a GPU: this takes long; --preset small is sized for CPU cores\n"

@@ -66,7 +66,7 @@ class ScriptedProcesses(Processes):
         type(self).started += count
         for _ in range(count):
             actor = SimpleNamespace(advance=SimpleNamespace(remote=self._train))
-            self._all.append(Process(actor=actor, call=None, loaded=True))
+            self._all.append(Process(actor=actor, ready=None, call=None, running=True, loaded=True))
 
     def _train(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int) -> Answers:
         if not told:

@@ -9,7 +9,7 @@ import pytest
 from emolab.tracking.runs import open_tracker
 from emolab.tuning.finals import Finalist
 from emolab.tuning.outcome import mean_over_seeds, read_with_care, stopped_by
-from emolab.tuning.population import DRAWN, NUMBER, ORIGIN, PopulationRecorder
+from emolab.tuning.population import DRAWN, NUMBER, ORIGIN, SCORE, PopulationRecorder
 from emolab.tuning.recorder import TrialRecorder
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
@@ -89,9 +89,9 @@ def test_a_score_of_nothing_is_a_number_and_the_trainings_of_a_final_are_called_
 def test_a_member_of_a_population_may_score_nothing(tmp_path: Path, recorder: TrialRecorder) -> None:
     study = Study(tmp_path / "study.db", "s", space=SPACE)
     lines: list[str] = []
-    callback = PopulationRecorder(study, recorder, list(SPACE.parameters), lines.append, interval=5)
+    callback = PopulationRecorder(study, recorder, list(SPACE.parameters), lines.append, interval=5, selection="best")
     drawn = study.ask()
-    result = {METRIC: 0.0, "epoch": 1, DRAWN: drawn.parameters, ORIGIN: drawn.number}
+    result = {METRIC: 0.0, SCORE: 0.0, "epoch": 1, DRAWN: drawn.parameters, ORIGIN: drawn.number}
     trial: Any = SimpleNamespace(trial_id="a", config={NUMBER: drawn.number}, last_result=result)
     callback.on_trial_start(0, [trial], trial)
     callback.on_trial_result(1, [trial], trial, result)

@@ -121,6 +121,20 @@ def test_the_tracker_holds_every_trial_once_below_the_search(finished: Finished)
         assert float(run.data.params["training.kl_weight"]) == pytest.approx(record.parameters["training.kl_weight"])
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_guide_to_python_reads_a_search(finished: Finished) -> None:
+    settings, result, _ = finished
+    with notebook(result.folder.parent.parent, tracker_of(settings).uri) as namespace:
+        found = run_section("A search", namespace, {"NAME": result.folder.name})
+    found_states = dict(zip(found["trials"]["number"], found["trials"]["state"], strict=True))
+    assert found_states == {record.number: record.state for record in result.records}
+    assert found["best"] == result.best.parameters
+    states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    told = {int(row["tags.emolab.trial"]): row["tags.emolab.trial_state"] for _, row in found["scores"].iterrows()}
+    assert told == {record.number: states[record.state] for record in result.records}
+
+
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
@@ -864,16 +878,3 @@ def test_a_population_goes_on_where_the_member_that_all_wait_for_ends_early(
     assert [(r.number, r.state, r.epochs) for r in sorted(result.records, key=lambda r: r.number)] == [
         (0, "COMPLETE", 4), (1, "COMPLETE", 4), (2, "COMPLETE", 4), (3, "COMPLETE", 2),
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_the_guide_to_python_reads_a_search(finished: Finished) -> None:
-    settings, result, _ = finished
-    with notebook(result.folder.parent.parent, tracker_of(settings).uri) as namespace:
-        found = run_section("A search", namespace, {"NAME": result.folder.name})
-    assert found["trials"]["state"].tolist() == [record.state for record in result.records]
-    assert found["best"] == result.best.parameters
-    states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    told = {int(row["tags.emolab.trial"]): row["tags.emolab.trial_state"] for _, row in found["scores"].iterrows()}
-    assert told == {record.number: states[record.state] for record in result.records}
