@@ -214,6 +214,8 @@ class Study:
         each is judged by all the others, whatever their order."""
         if len(self.objectives) > 1:
             return []
+        if len(numbers) == 1:  # as mostly; the pruner is asked once
+            return [number for number in numbers if self.should_prune(number)]
         before = {number: self._frozen(number) for number in numbers}
         with self._rivals():
             for trial in before.values():  # the pruner counts as rivals those that it was asked about at this epoch
