@@ -46,9 +46,12 @@ def beside_base(records: Sequence[TrialRecord], best: TrialRecord) -> list[str]:
     what = f"The configuration's own values (trial {own.number}) had {own.value:.4f}"
     if own.number == best.number:
         return [f"{what}: no trial was better."]
-    stopped = f" when they were stopped after {own.epochs} epochs" if own.state == "PRUNED" else ""
-    luck = "" if stopped else f", part of which is luck of the best among {len(records)}"
-    return [f"{what}{stopped}; the chosen trial {best.value - own.value:+.4f}{luck}."]
+    if own.state == "PRUNED":
+        then = best.curve.get(own.epochs)  # scores after different numbers of epochs are no gain
+        there = "" if then is None else f"; the chosen trial had {then:.4f} there"
+        return [f"{what} when they were stopped after {own.epochs} epochs{there}."]
+    luck = f"part of which is luck of the best among {len(records)}"
+    return [f"{what}; the chosen trial {best.value - own.value:+.4f}, {luck}."]
 
 
 def _own_values(space: SearchSpace, base: TrainSettings) -> dict[str, Any]:
