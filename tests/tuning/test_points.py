@@ -150,8 +150,8 @@ def test_what_the_search_found_is_said_beside_the_configurations_own_values() ->
     stopped = record(0, 0.40, "PRUNED", point="base")
     whole = replace(best, curve={1: 0.3, 2: 0.45, 12: 0.65})
     assert beside_base([whole, stopped], whole) == [
-        "The configuration's own values (trial 0) had 0.4000 when they were stopped after 2 epochs; the chosen trial had "
-        "0.4500 there."
+        "The configuration's own values (trial 0) had 0.4000 when they were stopped after 2 epochs; the chosen trial "
+        "had 0.4500 there."
     ]
     assert beside_base([best, stopped], best)[0].endswith("when they were stopped after 2 epochs.")
     assert beside_base([other, record(1, 0.5)], other) == [
