@@ -24,11 +24,11 @@ from emolab.names import UserError, checked_name
 from emolab.tracking.beginning import write_record
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
-from emolab.tuning import packed, processes
-from emolab.tuning import plan as search_plan
+from emolab.tuning import forecast, packed, processes
 from emolab.tuning.expectation import Begun
+from emolab.tuning.forecast import calibrate
 from emolab.tuning.pack import Answers, TrialPack
-from emolab.tuning.plan import calibrate, plan_search, winner_name
+from emolab.tuning.plan import plan_search, winner_name
 from emolab.tuning.running import packed_plan
 from emolab.tuning.search import SearchResult, search
 from emolab.tuning.settings import TuneSettings
@@ -289,7 +289,7 @@ def test_a_dry_run_on_a_cluster_that_others_hold_says_so_instead_of_waiting(
     try:
         ray.get(holder.__ray_ready__.remote())
         settings = tune_settings(toy_data, tmp_path)
-        monkeypatch.setattr(search_plan, "_START_SECONDS", 2.0)
+        monkeypatch.setattr(forecast, "_START_SECONDS", 2.0)
         with pytest.raises(UserError) as error:
             calibrate(settings, plan_search(settings), Begun())
         one_line(error, "did not start within 2 s", "0 of 2 CPU are free", "wait for the jobs")

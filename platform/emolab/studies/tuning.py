@@ -21,9 +21,10 @@ from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import Run, Tracker
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
+from emolab.tuning.forecast import calibrate
 from emolab.tuning.looking import look
 from emolab.tuning.outcome import mean_over_seeds, read_with_care, stopped_by
-from emolab.tuning.plan import calibrate, check_cluster, check_search, plan_search, winner_name
+from emolab.tuning.plan import check_cluster, check_search, plan_search, winner_name
 from emolab.tuning.points import beside_base
 from emolab.tuning.search import SearchResult, ending, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
