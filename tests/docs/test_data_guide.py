@@ -83,6 +83,7 @@ def run_commands(
             assert ended.status == 0, ended.errors
 
 
+@pytest.mark.scenario
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_recordings_of_the_guide_become_a_data_set(

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from tests.conftest import ToyCorpus
+from tests.registry.two_signals import TwoSignals
 from tests.training.test_loop import settings_for
 
-from emolab.corpora.corpus import SessionReference
 from emolab.registry import gates as gates_module
 from emolab.registry.aliases import CLAIM, standing
 from emolab.registry.lookup import ModelVersion
 from emolab.registry.promotion import PromoteSettings
 from emolab.registry.versions import CHAMPION, PREVIOUS_CHAMPION, register
 from emolab.sessions.preparation import prepare
-from emolab.sessions.schema import Session
 from emolab.studies.robustness import RobustnessSettings, robustness
 from emolab.studies.test_split import checkpoint_digest, score_on_test_split
 from emolab.tracking.runs import MLflowTracker, open_tracker
@@ -42,19 +39,6 @@ ROLES: dict[str, tuple[str, dict[str, Any]]] = {
     "worse": ("text_only", {"epochs": 2}),
     "fragile": ("audio_only", {"epochs": 20, "patience": 20}),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoSignals(ToyCorpus):
-    """Audio tells the class clearly, visual a little less so, text not at all."""
-
-    def load(self, reference: SessionReference) -> Session:
-        session = super().load(reference)
-        generator = np.random.default_rng([self.seed, 1, int(reference.session_id[1:])])
-        truth = np.rint(np.clip(session.features["audio"][:, 0] / 5.0, 0, 2)).astype(np.int64)
-        session.features["visual"][:, 0] += 3.0 * np.where(session.labels >= 0, session.labels, truth)
-        session.features["audio"][:, 0] += generator.normal(size=session.num_steps) * 0.5
-        return session
 
 
 @dataclass(frozen=True)

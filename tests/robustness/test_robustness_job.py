@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -167,6 +168,15 @@ def test_the_tracked_run_holds_page_table_and_figures(finished: Finished, traine
     table = pq.read_table(io.BytesIO(tracker.artifact(results.run_id, "cells.parquet")))
     assert table.num_rows == 4 * len(results.cells)
     assert set(table.column("run_id").to_pylist()) == {model.run_id for model in trained.models}
+    points = pd.read_csv(io.BytesIO(tracker.artifact(results.run_id, "tables/curves.csv")))
+    seen = table.to_pandas().groupby(["model", "corruption", "modalities", "level"])["macro_f1"].mean()
+    drawn = points[points["level"] > 0].set_index(["model", "corruption", "modalities", "level"])["macro-F1"]
+    assert len(drawn) == 3 * 6 and np.allclose(drawn, seen[drawn.index])
+    differences = pd.read_csv(io.BytesIO(tracker.artifact(results.run_id, "tables/differences.csv")))
+    found = [(c.other, c.difference.value, c.difference.low, c.adjusted_p) for c in results.compared(0.6)]
+    assert found == [*differences[["other", "difference", "low", "p (Holm)"]].itertuples(index=False, name=None)]
+    names = {path.name for path in (folder / "tables").iterdir()}
+    assert {"summary.tex", "calibration-and-speakers.csv", "runs.csv"} <= names
     for group in results.groups:
         for key, value in results.summary(group).items():
             if np.isfinite(value):

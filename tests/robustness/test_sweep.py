@@ -144,6 +144,7 @@ def test_a_sweep_counts_what_one_plain_evaluation_counts(unbroken: Path, plan: S
         assert len({counts.tobytes() for counts in tally.confusion}) > len(cells) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_an_evaluator_that_cannot_be_reached_for_a_moment_loses_no_unit(
     unbroken: Path, plan: SweepPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

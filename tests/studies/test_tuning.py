@@ -81,7 +81,14 @@ def test_what_ends_a_search_early_is_what_its_runs_say(ray_cluster: None, toy_da
     assert (status("search"), {*status("trial")}) == (["KILLED"], {"FINISHED", "KILLED"})
     broken_off("best parameters", UserError("no room"))
     assert status("search") == ["FAILED"]
-    assert tune(settings, dry_run=False, report=lambda _: None) is not None
+    going_on: list[str] = []
+
+    def resumed(line: str) -> None:
+        if line.startswith("resuming"):
+            going_on.extend(status("search"))
+
+    assert tune(settings, dry_run=False, report=resumed) is not None
+    assert going_on == ["RUNNING"]
     assert (status("search"), status("best")) == (["FINISHED"], ["FINISHED"])
     assert status("trial").count("FINISHED") == 4
 
@@ -92,6 +99,11 @@ def test_what_ends_a_search_early_is_what_its_runs_say(ray_cluster: None, toy_da
         (["tuning.space=nowhere.yaml"], ["nowhere.yaml"]),
         (["tuning.sampler=cmaes", "tuning.scheduler=halving"], ["sampler cmaes"]),
         (["tuning.epoch_budget=1", "training.patience=2"], ["no trial could complete", "tuning.epoch_budget"]),
+        (
+            ["tuning.time_budget_s=9", "tuning.scheduler=pbt", "tuning.trials=4"],
+            ["scheduler pbt", "leave out tuning.time_budget_s"],
+        ),
+        (["tuning.time_budget_s=9", "tuning.scheduler=halving"], ["scheduler halving", "leave out tuning.time_bu"]),
         (["tuning.sampler=gp"], ["sampler gp", "scheduler asha", "set tuning.scheduler=none"]),
         (
             ["tuning.sampler=gp", "tuning.scheduler=none", "tuning.constraints.parameters=9"],

@@ -13,7 +13,7 @@ from emolab.tracking.addresses import tracker_address
 from emolab.tracking.beginning import CODE, RECORD, folder_run
 from emolab.tracking.provenance import CLEAN, COMMIT, code_version
 from emolab.tracking.runs import MLflowTracker, open_tracker, shared_tracker
-from emolab.tracking.tracker import NoTracker, Tracker
+from emolab.tracking.tracker import NoTracker, Status, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,17 @@ def test_a_run_takes_everything_it_is_given(tracker: Tracker, tmp_path: Path) ->
         assert stored.data.tags["mlflow.parentRunId"] == run.run_id
         assert [m.value for m in tracker.client.get_metric_history(child.run_id, "score")] == [0.5, 0.6]
         assert {a.path for a in tracker.client.list_artifacts(child.run_id)} == {"f.txt", "all", "x.json"}
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_a_closed_run_can_run_again(tracker: Tracker, status: Status) -> None:
+    run = tracker.start("reopened")
+    run.finish(status)
+    again = tracker.resume(run.run_id)
+    for act, expected in ((again.reopen, "RUNNING"), (again.finish, "FINISHED")):
+        act()
+        if isinstance(tracker, MLflowTracker):
+            assert tracker.client.get_run(run.run_id).info.status == expected
 
 
 def test_a_resumed_run_records_an_epoch_once_however_often_it_ran(tracker: Tracker, output: Path) -> None:

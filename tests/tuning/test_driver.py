@@ -1,5 +1,6 @@
 """The driver with processes that answer by a script: who trains what together, who goes on, and how a search ends."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from emolab.checkpoint import Checkpoint
 from emolab.tracking.runs import open_tracker
 from emolab.tracking.tracker import NoTracker, Tracker
 from emolab.training.metrics import EpochReport
-from emolab.tuning import packed
+from emolab.tuning import packed, running
 from emolab.tuning.finals import enqueue_finalists, final_space
 from emolab.tuning.grouping import in_one_step
 from emolab.tuning.methods import Scheduler, make_pruner, make_sampler, rungs
@@ -185,6 +186,42 @@ def test_a_trial_of_one_step_is_judged_also_by_those_that_came_before(tmp_path: 
     assert kept["hyperband"][0] == kept["hyperband"][1] != set(values[4:])
 
 
+def planned(folder: Path, *, trials: int, rungs: list[int], room: int = 1) -> SearchPlan:
+    return SearchPlan(
+        folder=folder, manifest=cast(Any, None), space=LAMBDA, room=room, trials=trials, rungs=rungs, fused=1,
+        resources={"CPU": 1.0}, final_workers=1, storage=None,
+    )  # fmt: skip
+
+
+def test_once_the_time_is_over_no_trial_starts_and_those_that_train_come_to_their_end(
+    scripted: type[ScriptedProcesses], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    for module in (packed, running):
+        monkeypatch.setattr(module, "time", clock)
+
+    def score(number: int, epoch: int) -> float:
+        now[0] += 1.0  # an epoch of any trial takes a second
+        return 0.5
+
+    scripted.score = staticmethod(score)
+    settings = TuneSettings.model_validate({"training": {"epochs": EPOCHS}, "tuning": {"time_budget_s": 30}})
+    study, lines = opened(tmp_path), list[str]()
+
+    def call() -> list[int]:
+        plan = planned(tmp_path, trials=8, rungs=[], room=2)
+        run_trials(settings, plan, study, NoTracker(), "", lines.append, trials=8)
+        assert {trial.state.name for trial in study.history()} == {"COMPLETE"}
+        return [trial.number for trial in study.history()]
+
+    assert call() == [0, 1, 2]  # the second of which was given out after 12 s, the third after 24
+    assert lines[-1] == "tuning.time_budget_s=30 is over: 5 of 8 trials are left to the next call"
+    assert call() == [*range(6)]  # every call has as many seconds
+    assert call() == [*range(8)]
+    assert lines[-1].endswith("(8 of 8)")
+
+
 HALVING = TuneSettings.model_validate({"training": {"epochs": EPOCHS}, "tuning": {"scheduler": "halving"}})
 RUNGS = [2, 6]
 
@@ -192,10 +229,7 @@ RUNGS = [2, 6]
 def halved(study: Study, folder: Path, *, trials: int, tracker: Tracker, parent: str) -> list[str]:
     """Go on with a halving as a search does; its lines."""
     study.requeue_interrupted(paused_at=RUNGS)
-    plan = SearchPlan(
-        folder=folder, manifest=cast(Any, None), space=LAMBDA, room=1, trials=trials, rungs=RUNGS, fused=1,
-        resources={"CPU": 1.0}, final_workers=1, storage=None,
-    )  # fmt: skip
+    plan = planned(folder, trials=trials, rungs=RUNGS)
     lines: list[str] = []
     run_trials(HALVING, plan, study, tracker, parent, lines.append, trials=trials, rungs=RUNGS)
     return lines

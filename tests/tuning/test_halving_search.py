@@ -1,22 +1,20 @@
 """Searches whose trials pause and go on, on a real cluster."""
 
-import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from tests.tuning.packs import CountingPack, DyingPack
 from tests.tuning.test_halving import in_rounds
 from tests.tuning.test_search import HARMLESS, started_driver, study_of, tracker_of, tune_settings
 
 from emolab.names import UserError
 from emolab.tracking.tracker import NoTracker
 from emolab.tuning import processes
-from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import plan_search
 from emolab.tuning.search import SearchResult, search
 from emolab.tuning.settings import TuneSettings
@@ -60,17 +58,6 @@ def test_the_best_third_goes_on_from_each_rung_and_optuna_is_told_so(
     for trial in told:  # paused and gone on, or at one go: the same training
         assert list(trial.intermediate_values.values()) == curves[trial.number][: expected[trial.number]]
     assert not list((undisturbed.folder / "paused").iterdir())
-
-
-class CountingPack(TrialPack):
-    """Writes down every epoch that is trained."""
-
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
-        answers = super().advance(draws, until, told)
-        with (Path(self._base.output) / "trained").open("a") as file:
-            for number, answer in answers.items():
-                file.writelines(f"{number} {report.epoch}\n" for report in answer.reports)
-        return answers
 
 
 def trained(settings: TuneSettings) -> list[tuple[int, ...]]:
@@ -130,17 +117,6 @@ def wait_until_one_goes_on(path: Path) -> list[optuna.trial.FrozenTrial]:
             return trials
         time.sleep(0.02)
     raise AssertionError("no trial went on from the first rung")
-
-
-class DyingPack(TrialPack):
-    """Dies the first time that a trial goes on from a rung."""
-
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
-        flag = Path(self._base.output) / "died"
-        if until == 3 and not flag.exists():
-            flag.touch()
-            os._exit(1)
-        return super().advance(draws, until, told)
 
 
 @pytest.mark.fault

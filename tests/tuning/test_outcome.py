@@ -1,10 +1,12 @@
 """What people read of how trials ended and of a final's scores is true of them."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from emolab.tracking.runs import open_tracker
 from emolab.tuning.finals import Finalist
@@ -84,6 +86,16 @@ def test_a_score_of_nothing_is_a_number_and_the_trainings_of_a_final_are_called_
         "final 0 complete after 1 epochs: validation macro-F1 0.0000",
         "final 1 failed after 0 epochs: the trial's process failed",
     ]
+
+
+def test_ray_tune_gets_no_trial_once_the_time_is_over(tmp_path: Path, recorder: TrialRecorder) -> None:
+    study = Study(tmp_path / "study.db", "s", space=SPACE)
+    begun, late = (
+        StudySearcher(study, recorder, [], lambda _: None, deadline=time.monotonic() + seconds) for seconds in (600, 0)
+    )
+    assert isinstance(begun.suggest("a"), dict)
+    assert late.suggest("b") == Searcher.FINISHED
+    assert study.finished() == 0 and len(study.history()) == 1
 
 
 def test_a_member_of_a_population_may_score_nothing(tmp_path: Path, recorder: TrialRecorder) -> None:

@@ -5,9 +5,8 @@ import random
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import yaml
 from ray.exceptions import OutOfMemoryError
 from tests.conftest import REPOSITORY
 from tests.docs.guides import notebook, run_section
+from tests.tuning.packs import DrowsyPack, MortalPack, StuckPack
 
 from emolab.names import UserError, checked_name
 from emolab.tracking.beginning import write_record
@@ -27,7 +27,6 @@ from emolab.tracking.tracker import NoTracker
 from emolab.tuning import forecast, packed, processes
 from emolab.tuning.expectation import Begun
 from emolab.tuning.forecast import calibrate
-from emolab.tuning.pack import Answers, TrialPack
 from emolab.tuning.plan import plan_search, winner_name
 from emolab.tuning.running import packed_plan
 from emolab.tuning.search import SearchResult, search
@@ -627,19 +626,6 @@ def test_a_limit_that_no_model_keeps_is_named_with_the_smallest_that_was_seen(
     assert min(sizes) < max(sizes)
 
 
-class MortalPack(TrialPack):
-    """Dies in the middle of trial 1 once, and of trial 2 whenever it comes to it."""
-
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
-        flag = Path(self._base.output) / "died"
-        number = draws[0][0]
-        if number == 2 or (number == 1 and not flag.exists()):
-            super().advance(draws, 3, told)
-            flag.touch()
-            os._exit(1)
-        return super().advance(draws, until, told)
-
-
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
@@ -656,6 +642,7 @@ def test_a_lost_process_costs_a_trial_its_epochs_and_nothing_else(
     assert list(by_number[1].curve) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_process_that_was_killed_for_its_memory_is_one_that_was_lost(
@@ -685,23 +672,6 @@ def test_a_process_that_was_killed_for_its_memory_is_one_that_was_lost(
     assert set(actors[2:]) == {actors[2]} != {actors[0]}, "loaded again, and both trials"
 
 
-class DrowsyPack(TrialPack):
-    """Falls asleep in trial 0 for good."""
-
-    def advance(self, draws: Sequence[tuple[int, dict[str, Any]]], until: int, told: int = 0) -> Answers:
-        if draws[0][0] == 0:
-            time.sleep(600)
-        return super().advance(draws, until, told)
-
-
-class StuckPack(TrialPack):
-    """Never comes to the end of the data."""
-
-    def load(self) -> int:
-        time.sleep(600)
-        return super().load()
-
-
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.ray
@@ -720,6 +690,15 @@ def test_a_process_that_never_ends_reading_is_given_up_with_the_reason(
     one_line(error, f"the process that times the trials did not read {toy_data} within 2 s")
 
 
+class WaitingProcesses(processes.Processes):
+    """Finds that those which have no room in the cluster have waited for hours."""
+
+    def wait(self) -> list[processes.Process]:
+        for process in self:
+            process.since -= 0.0 if process.running else 10_000.0
+        return super().wait()
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_search_waits_for_a_cluster_that_others_hold_however_long_that_takes(
@@ -728,20 +707,22 @@ def test_a_search_waits_for_a_cluster_that_others_hold_however_long_that_takes(
     class Holder:
         pass
 
-    monkeypatch.setattr(processes, "_LOAD_SECONDS", 30.0)
-    monkeypatch.setattr(packed, "_SILENCE_SECONDS", 5.0)
+    monkeypatch.setattr(packed, "Processes", WaitingProcesses)
+    monkeypatch.setattr(packed, "_SILENCE_SECONDS", 3.0)
     settings = tune_settings(toy_data, tmp_path, trials=1)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
     holder = ray.remote(Holder).options(num_cpus=2).remote()
     ray.get(holder.__ray_ready__.remote())
-    leaving = threading.Timer(35.0, ray.kill, (holder,))
-    leaving.start()
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        ray.kill(holder)  # once it has been said what is waited for
+
     try:
-        lines: list[str] = []
-        assert [record.state for record in search(settings, NoTracker(), report=lines.append).records] == ["COMPLETE"]
+        assert [record.state for record in search(settings, NoTracker(), report=report).records] == ["COMPLETE"]
         assert lines[0] == "0 of 1 ended, processes start (0 of 2 CPU are free)"
     finally:
-        leaving.cancel()
         ray.kill(holder)
 
 
@@ -841,6 +822,7 @@ def test_a_population_goes_on_from_its_best_and_the_study_holds_every_member(
         assert record.parameters == schedules[record.number][-1]["parameters"]
 
 
+@pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_population_repeats_its_schedules(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:

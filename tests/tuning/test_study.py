@@ -590,7 +590,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_why_no_trial_completed_is_counted_by_reason(tmp_path: Path) -> None:
     study = open_study(tmp_path)
-    assert none_completed(study, {}) == "none of the 0 trials completed (none was begun)"
+    assert none_completed(study, {}) == ("none of the 0 trials completed (none was begun): raise tuning.time_budget_s")
     for parameters, latency in ((30.0, 5.0), (12.0, -1.0), (-3.0, 0.5)):
         number = study.ask().number
         excess = {"parameters": parameters, "latency_ms": latency}

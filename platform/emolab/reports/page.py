@@ -88,6 +88,8 @@ class Section:
     figure: bytes | None = None
     figures: Sequence[bytes] = ()
     """Shown one below the other, after ``figure``."""
+    name: str = ""
+    """Of its table among those of the page; empty: the title."""
 
 
 def page(title: str, lines: Sequence[str], sections: Sequence[Section]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,18 +17,34 @@ from numpy.typing import NDArray
 
 from emolab.reports.figures import STYLE, from_zero, svg
 from emolab.reports.page import Section, Styled, TableData, page
+from emolab.reports.tables import to_csv, to_latex
 from emolab.robustness.corruptions.catalog import corruption
 from emolab.studies.bootstrap import Metric
 from emolab.studies.resampling import FEWEST_CLUSTERS
 from emolab.studies.robustness_results import Group, RobustnessResults
 
-_SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+_SCORES: Mapping[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 COMPARED_RATE = 0.6
 """The rate at which the paper claims an accuracy of 0.85 (section V.E)."""
 
 
+def robustness_files(results: RobustnessResults) -> dict[str, bytes]:
+    """File name -> content: report.html, and its tables and the points of all curves as CSV and LaTeX."""
+    sections = _sections(results)
+    files = {"report.html": page(f"Robustness {results.name}", _lines(results), sections)}
+    tables = {section.name or section.title: section.table for section in sections if section.table is not None}
+    for name, table in (tables | {"Curves": _points(results)}).items():
+        stem = "tables/" + re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+        files |= {f"{stem}.csv": to_csv(table), f"{stem}.tex": to_latex(table)}
+    return files
+
+
 def robustness_page(results: RobustnessResults) -> bytes:
     """One self-contained HTML file."""
+    return robustness_files(results)["report.html"]
+
+
+def _lines(results: RobustnessResults) -> list[str]:
     reference = results.manifest.splits[results.split].reference_scores
     lines = [
         f"{len(results.cells)} cells on the {results.split} split of {results.manifest.corpus} "
@@ -41,6 +58,10 @@ def robustness_page(results: RobustnessResults) -> bytes:
             f"Exact filter on clean sessions: accuracy {reference['ceiling_accuracy']:.4f}. "
             "The data are simulated: nothing here is to be set beside published scores."
         )
+    return lines
+
+
+def _sections(results: RobustnessResults) -> list[Section]:
     sections = _summaries(results)
     if results.main_curve() is not None:
         sections.append(
@@ -53,13 +74,14 @@ def robustness_page(results: RobustnessResults) -> bytes:
         sections.append(
             Section(
                 title="Confidence against true quality",
+                name="Confidence",
                 text="Spearman correlation of a modality's weight with its true quality, over the clean steps at which "
                 "it was observed; 1 would be a weight that orders steps as the simulator's quality does.",
                 table=_agreement(results),
             )
         )
     sections.append(Section(title="Runs", table=_runs(results)))
-    return page(f"Robustness {results.name}", lines, sections)
+    return sections
 
 
 def _chance(results: RobustnessResults) -> str:
@@ -160,6 +182,7 @@ def _summaries(results: RobustnessResults) -> list[Section]:
     sections.append(
         Section(
             title="Calibration and speakers, on clean sessions",
+            name="Calibration and speakers",
             text=_SPEAKERS_TEXT,
             table=table(_ON_CLEAN_SESSIONS, speakers),
         )
@@ -229,7 +252,7 @@ def _comparison(results: RobustnessResults) -> list[Section]:
     )
     title = f"{results.reference} against the others at {_unit(results)} {COMPARED_RATE}"
     table = TableData(columns=["other", "difference", "low", "high", "p", "p (Holm)"], rows=rows)
-    return [Section(title=title, text=text, table=table)] if rows else []
+    return [Section(title=title, text=text, table=table, name="Differences")] if rows else []
 
 
 def _calibration(results: RobustnessResults) -> bytes:
@@ -315,6 +338,20 @@ def heat_map(conditions: Sequence[str], models: Sequence[str], tables: Sequence[
                     axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
         figure.colorbar(colours, ax=list(grid), label="macro-F1, 0 to 1", shrink=0.6)
         return svg(figure)
+
+
+def _points(results: RobustnessResults) -> TableData:
+    """A row for every model, condition and level, level 0 being the clean sessions; means over the seeds."""
+    rows = [
+        [group.label, key[0], "-".join(key[1]), level, *(group.score(cells, metric) for metric in _SCORES),
+         group.calibration(cells), group.brier(cells), len(group.run_ids), len(cells)]
+        for group in results.groups
+        for key, levels in results.curves().items()
+        for level, cells in levels.items()
+    ]  # fmt: skip
+    scores = [*_SCORES.values(), _COLUMNS["clean_calibration_error"], _COLUMNS["clean_brier"]]
+    seeds = ["training seeds", "corruption seeds"]
+    return TableData(columns=["model", "corruption", "modalities", "level", *scores, *seeds], rows=rows)
 
 
 def _agreement(results: RobustnessResults) -> TableData:

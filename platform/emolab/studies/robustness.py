@@ -18,7 +18,7 @@ from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.registry.lookup import KeptModel, kept_model, model_folders, training_data
-from emolab.reports.robustness import robustness_page
+from emolab.reports.robustness import robustness_files
 from emolab.robustness.cells import Cell
 from emolab.robustness.metrics import expected_calibration_error
 from emolab.robustness.suites import expand, load_suite, lowered
@@ -179,18 +179,19 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
 def _conclude(
     results: RobustnessResults, folder: Path, run: Run, tracker: MLflowTracker, report: Callable[[str], None]
 ) -> None:
-    page, table = folder / "report.html", folder / CELLS_FILE
-    write_atomically(page, robustness_page(results))
-    write_atomically(table, sealed.to_parquet(cell_table(results)))
-    run.log_file(page)
-    run.log_file(table)
+    for name, content in (robustness_files(results) | {CELLS_FILE: sealed.to_parquet(cell_table(results))}).items():
+        write_atomically(folder / name, content)
+        run.log_file(folder / name, folder=str(Path(name).parent) if "/" in name else None)
     for group in results.groups:
         scores = {f"{key}.{group.slug}": value for key, value in results.summary(group).items() if np.isfinite(value)}
         run.log_metrics(scores, step=0)
     run.finish()
     for line in results.lines():
         report(line)
-    report(f"report  {page}\ntable   {table}\nrun     {run.run_id}\nlook    {tracker.instructions()}")
+    report(
+        f"report  {folder / 'report.html'}\ntables  {folder / 'tables'}\ncells   {folder / CELLS_FILE}\n"
+        f"run     {run.run_id}\nlook    {tracker.instructions()}"
+    )
 
 
 def cell_table(results: RobustnessResults) -> pa.Table:

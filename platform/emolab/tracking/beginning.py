@@ -69,6 +69,7 @@ def folder_run(
             run = tracker.resume(known["run_id"], parent=parent)
             if computes:
                 run.set_tags(version)
+                run.reopen()
             return run
     run = begin_once(tracker, folder, identity, parent=parent, tags=version | dict(tags or {}))
     run.set_tags(version)  # a process before this one may have begun it

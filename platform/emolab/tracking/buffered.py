@@ -70,6 +70,10 @@ class BufferedRun(Run):
         self._outbox.add_text(self.run_id, redact(text), name)
         self._delivery.wake()
 
+    def reopen(self) -> None:
+        self._outbox.add(self.run_id, "reopen", {})
+        self._delivery.wake()
+
     def finish(self, status: Status = "FINISHED") -> None:
         self._outbox.add(self.run_id, "finish", {"status": status, "time": now_milliseconds()})
         self._delivery.wake()

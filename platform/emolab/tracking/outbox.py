@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-Kind = Literal["begin", "parameters", "metrics", "tags", "file", "finish"]
+Kind = Literal["begin", "parameters", "metrics", "tags", "file", "reopen", "finish"]
 
 LOCAL = "local-"
 """How the id of a run begins that the tracker has not named yet."""

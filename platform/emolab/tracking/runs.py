@@ -66,6 +66,9 @@ class MLflowRun(Run):
     def log_text(self, text: str, name: str) -> None:
         self._client.log_text(self.run_id, redact(text), name)
 
+    def reopen(self) -> None:
+        self._client.update_run(self.run_id, status="RUNNING")
+
     def finish(self, status: Status = "FINISHED") -> None:
         self._client.set_terminated(self.run_id, status)
 

@@ -96,6 +96,8 @@ class Sender:
                 self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in content.items()])
             case "file":
                 self._file(run_id, outbox.file(entry), content["folder"])
+            case "reopen":
+                self._client.update_run(run_id, status="RUNNING")
             case "finish":
                 self._client.set_terminated(run_id, content["status"], content["time"])
 

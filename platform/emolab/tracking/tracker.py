@@ -48,6 +48,10 @@ class Run(ABC):
         """Store a text as the artifact ``name``."""
 
     @abstractmethod
+    def reopen(self) -> None:
+        """Say of a run that was closed, or whose process was killed, that it is running again."""
+
+    @abstractmethod
     def finish(self, status: Status = "FINISHED") -> None:
         """Close the run."""
 
@@ -126,6 +130,8 @@ class NoRun(Run):
     def log_file(self, path: Path, *, folder: str | None = None) -> None: ...
 
     def log_text(self, text: str, name: str) -> None: ...
+
+    def reopen(self) -> None: ...
 
     def finish(self, status: Status = "FINISHED") -> None: ...
 

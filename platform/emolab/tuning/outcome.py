@@ -66,6 +66,8 @@ def none_completed(study: Study, limits: Mapping[str, float]) -> str:
     if stopped:
         reasons.append(f"{stopped} pruned by the scheduler")
     reasons += _failures(records)
+    if not records:
+        advice.append("raise tuning.time_budget_s")  # nothing else ends a search before its first trial
     what = f": {', '.join(advice)}" if advice else ""
     return f"none of the {len(records)} trials completed ({'; '.join(reasons) or 'none was begun'}){what}"
 

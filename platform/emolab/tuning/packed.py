@@ -6,6 +6,7 @@ reports and decisions is fixed, so the search is reproducible trial by trial.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,20 @@ class _Trial:
 class PackedTrials:
     """One run of the driver."""
 
-    def __init__(self, plan: PackedPlan, study: Study, recorder: TrialRecorder, report: Callable[[str], None]) -> None:
-        self._plan, self._study, self._recorder = plan, study, recorder
+    def __init__(
+        self,
+        plan: PackedPlan,
+        study: Study,
+        recorder: TrialRecorder,
+        report: Callable[[str], None],
+        *,
+        deadline: float = math.inf,
+    ) -> None:
+        """
+        Args:
+            deadline: by the monotonic clock; no trial starts after it.
+        """
+        self._plan, self._study, self._recorder, self._deadline = plan, study, recorder, deadline
         self._report = Spoken(report, silence_s=_SILENCE_SECONDS)
         self._running: dict[int, _Trial] = {}
         self._again: deque[list[Draw]] = deque()
@@ -141,7 +154,7 @@ class PackedTrials:
 
     def _may_start(self) -> bool:
         there = self._study.finished() + len(self._running)
-        return there < self._plan.trials and self._epochs_left() > 0
+        return there < self._plan.trials and self._epochs_left() > 0 and time.monotonic() < self._deadline
 
     def _all(self) -> int:
         """Trials in the study when the search is over: more than planned where more had begun."""

@@ -77,6 +77,7 @@ class SearchPlan:
             going = places(self.trials, rungs=len(self.rungs), factor=tuning.reduction_factor)
             stops += f", from which {', '.join(map(str, going))} go on"
         budget = f", {tuning.epoch_budget} epochs in all" if tuning.epoch_budget else ""
+        budget += f", none of them begun after {tuning.time_budget_s:g} s" if tuning.time_budget_s else ""
         fused = f", {self.in_one_step} configurations in one step" if self.in_one_step > 1 else ""
         final = tuning.final
         last = f"the best {final.top} trained with {final.seeds} seeds each; " if final.wanted else ""
@@ -233,6 +234,10 @@ def _check_limits(settings: TuneSettings) -> None:
     tuning = settings.tuning
     if settings.workers.count > 1 and tuning.timeout_s is not None:
         raise UserError("tuning.timeout_s needs trials of one worker: leave it out, or set workers.count=1")
+    if tuning.stopping in ("halving", "pbt") and tuning.time_budget_s is not None:
+        raise UserError(
+            f"scheduler {tuning.stopping} needs all of its trials: leave out tuning.time_budget_s, or choose asha"
+        )
     if tuning.stopping != "pbt":
         return
     if tuning.constraints.limits():

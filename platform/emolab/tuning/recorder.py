@@ -120,6 +120,7 @@ class TrialRecorder:
         if runs:
             known = {COMMIT: "unknown", CLEAN: "unknown"} | dict(self._tracker.tags(runs[0]))
             self._runs[number] = run = self._tracker.resume(runs[0])
+            run.reopen()
             run.set_tags(together([known, self._code()]) | {"emolab.trial_state": _RUNNING})
         else:
             self._begin(number, parameters)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 
 from emolab.tracking.tracker import Tracker
@@ -28,6 +30,8 @@ def run_trials(
     """Run trials until the study holds ``trials`` of them or the epoch budget is spent, and record each below the run
     ``parent``."""
     recorder = TrialRecorder(tracker, parent, kind=kind, limits=settings.tuning.constraints.limits())
+    seconds = settings.tuning.time_budget_s if kind == "trial" else None
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
     halving = settings.tuning.stopping == "halving" and kind == "trial"
     try:
         recorder.catch_up(study)
@@ -46,6 +50,7 @@ def run_trials(
                 concurrency=plan.at_once(trials),
                 rungs=rungs,
                 epoch_budget=settings.tuning.epoch_budget if kind == "trial" else None,
+                deadline=deadline,
                 kind=kind,
             )
         elif settings.tuning.stopping == "pbt" and kind == "trial":
@@ -66,7 +71,9 @@ def run_trials(
             )
         else:
             packed = packed_plan(settings, plan, trials=trials, rungs=rungs, kind=kind)
-            PackedTrials(packed, study, recorder, report).run()
+            PackedTrials(packed, study, recorder, report, deadline=deadline).run()
+        if time.monotonic() > deadline and (left := trials - study.finished()) > 0:
+            report(f"tuning.time_budget_s={seconds:g} is over: {left} of {trials} trials are left to the next call")
     finally:
         recorder.close()
         if recorder.trouble:

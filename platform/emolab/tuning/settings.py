@@ -69,6 +69,12 @@ class SearchSettings(Settings):
         ge=1,
         description="epochs over all trials; once they are spent no trial starts or goes on; not with pbt",
     )
+    time_budget_s: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="seconds of a call after which no trial starts; those that train go on to their end, a final and "
+        "the best training follow, and the next call goes on with as many seconds again; not with halving or pbt",
+    )
     points_to_evaluate: tuple[Literal["base"] | dict[str, Value], ...] = Field(
         default=(),
         description="configurations to try first: base (the configuration's own values), or {KEY: VALUE, ...}, of "

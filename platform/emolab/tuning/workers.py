@@ -51,11 +51,12 @@ class StudySearcher(Unsaved, Searcher):
         report: Callable[[str], None],
         *,
         epoch_budget: int | None = None,
+        deadline: float = math.inf,
         kind: str = "trial",
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._study, self._recorder, self._rungs, self._report = study, recorder, rungs, report
-        self._epoch_budget, self._kind = epoch_budget, kind
+        self._epoch_budget, self._deadline, self._kind = epoch_budget, deadline, kind
         self._numbers: dict[str, int] = {}
         self._curves: dict[str, list[dict[str, float]]] = {}
         self._started: dict[str, float] = {}
@@ -69,7 +70,7 @@ class StudySearcher(Unsaved, Searcher):
         return self._study.epochs() + sum(map(len, self._curves.values())) >= self._epoch_budget
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        if self.spent:
+        if self.spent or time.monotonic() >= self._deadline:
             return Searcher.FINISHED  # pyright: ignore[reportReturnType]  # as Tune itself wants it
         draw = self._study.ask()
         self._numbers[trial_id], self._curves[trial_id] = draw.number, []
@@ -152,14 +153,16 @@ def run_with_workers(
     concurrency: int,
     rungs: Sequence[int],
     epoch_budget: int | None = None,
+    deadline: float = math.inf,
     kind: str = "trial",
 ) -> None:
     """Run trials of several workers until the study holds ``trials`` of them, or their epochs are spent.
 
     Args:
+        deadline: by the monotonic clock; no trial starts after it.
         kind: what a trial is called in what people read.
     """
-    searcher = StudySearcher(study, recorder, rungs, report, epoch_budget=epoch_budget, kind=kind)
+    searcher = StudySearcher(study, recorder, rungs, report, epoch_budget=epoch_budget, deadline=deadline, kind=kind)
     if searcher.spent:
         return
     ray.tune.Tuner(
