@@ -18,13 +18,14 @@ import yaml
 from ray.exceptions import OutOfMemoryError
 from tests.conftest import REPOSITORY
 from tests.docs.guides import notebook, run_section
+from tests.tuning.mortal_trial import mortal_trial
 from tests.tuning.packs import DrowsyPack, MortalPack, StuckPack
 
 from emolab.names import UserError, checked_name
 from emolab.tracking.beginning import write_record
 from emolab.tracking.runs import MLflowTracker, open_tracker
 from emolab.tracking.tracker import NoTracker
-from emolab.tuning import forecast, packed, processes
+from emolab.tuning import forecast, packed, processes, workers
 from emolab.tuning.expectation import Begun
 from emolab.tuning.forecast import calibrate
 from emolab.tuning.plan import plan_search, winner_name
@@ -263,9 +264,9 @@ def test_a_dry_run_says_how_long_it_will_take(ray_cluster: None, toy_data: Path,
 def test_what_a_search_could_not_choose_by_is_refused_before_anything_starts(
     unvalidated_data: Path, toy_data: Path, tmp_path: Path, one_line: Callable[..., None]
 ) -> None:
-    for workers in (1, 2):
+    for count in (1, 2):
         settings = tune_settings(unvalidated_data, tmp_path)
-        settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": workers})})
+        settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": count})})
         with pytest.raises(UserError) as error:
             plan_search(settings)
         one_line(error, f"{unvalidated_data} has no validation split, which a search selects by")
@@ -489,6 +490,24 @@ def test_a_trial_with_two_workers_runs_as_a_training_of_its_own(
     result = search(settings, tracker_of(settings))
     assert result.best.state == "COMPLETE"
     assert result.best.epochs == 6
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_trial_of_two_workers_begins_anew_where_its_process_was_lost(
+    ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "distributed_trial", mortal_trial)
+    settings = tune_settings(toy_data, tmp_path, trials=1, scheduler="none")
+    settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": 2})})
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
+    (record,) = search(settings, NoTracker()).records
+    assert (record.state, record.epochs) == ("COMPLETE", 6)
+    assert (tmp_path / "runs" / "died").exists()
+    (tmp_path / "runs" / "broken").touch()
+    with pytest.raises(UserError, match="1 failed: RuntimeError: a cable was pulled"):
+        search(settings.model_copy(update={"name": "second"}), NoTracker())
 
 
 @pytest.mark.scenario

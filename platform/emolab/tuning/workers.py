@@ -16,9 +16,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from emolab.names import UserError
 from emolab.training.distributed import fit_distributed
 from emolab.training.recipe import TrainSettings
+from emolab.tuning.pack import reason_of
 from emolab.tuning.recorder import TRACKED, TrialRecorder
 from emolab.tuning.space import configured
 from emolab.tuning.study import Study
@@ -179,6 +179,8 @@ def run_with_workers(
             name=f"trials-{os.urandom(3).hex()}",  # Tune's own records; what resumes is the study
             storage_path=str(folder.resolve() / "ray"),
             verbose=0,
+            # Only the loss of the trial's own process: whatever else goes wrong in it is reported with its reason.
+            failure_config=ray.tune.FailureConfig(max_failures=base.workers.max_failures),
         ),
     ).fit()
 
@@ -191,5 +193,5 @@ def distributed_trial(config: dict[str, Any]) -> None:
         chosen = configured(base, {key: value for key, value in config.items() if key != BASE})
         settings = chosen.model_copy(update={"checkpoints": None})  # a trial's name is Tune's own: nothing resumes it
         fit_distributed(settings, folder, callbacks=[TuneReportCallback()])
-    except UserError as error:
-        ray.tune.report({METRIC: math.nan, "epoch": 0, FAILURE: str(error), FINISHED: False, "done": True})
+    except Exception as error:
+        ray.tune.report({METRIC: math.nan, "epoch": 0, FAILURE: reason_of(error), FINISHED: False, "done": True})
