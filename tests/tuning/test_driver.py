@@ -216,7 +216,9 @@ def test_once_the_time_is_over_no_trial_starts_and_those_that_train_come_to_thei
         return [trial.number for trial in study.history()]
 
     assert call() == [0, 1, 2]  # the second of which was given out after 12 s, the third after 24
-    assert lines[-1] == "tuning.time_budget_s=30 is over: 5 of 8 trials are left to the next call"
+    assert lines[-1] == (
+        "tuning.time_budget_s=30 is over; the search is not over: 3 of 8 trials have ended, and the next call goes on"
+    )
     assert call() == [*range(6)]  # every call has as many seconds
     assert call() == [*range(8)]
     assert lines[-1].endswith("(8 of 8)")

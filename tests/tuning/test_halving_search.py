@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import yaml
 from tests.tuning.packs import CountingPack, DyingPack
@@ -86,11 +85,12 @@ def test_a_killed_search_goes_on_from_its_paused_trials(
     assert driver.stdout is not None
     try:
         driver.stdout.readline()  # of the first trial that can never go on
-        before = wait_until_one_goes_on(tmp_path / "runs" / "search" / "study.db")
+        wait_until_one_goes_on(tmp_path / "runs" / "search" / "study.db")
     finally:
         driver.kill()
         driver.wait()
-    paused = {t.number: t.user_attrs["paused"] for t in before if t.state.name == "RUNNING"}
+    running = [t for t in study_of(tmp_path / "runs" / "search" / "study.db") if t.state.name == "RUNNING"]
+    paused = {t.number: t.user_attrs["paused"] for t in running if "paused" in t.user_attrs}
     assert len(paused) > 1
     shutil.rmtree(next((tmp_path / "runs" / "search" / "paused").glob(f"trial-{undisturbed.best.number:05d}-*")))
     monkeypatch.setattr(processes, "TrialPack", CountingPack)
@@ -99,7 +99,9 @@ def test_a_killed_search_goes_on_from_its_paused_trials(
     result = search(settings, tracker, report=lines.append)
     assert any("go on from where they paused" in line for line in lines)
     assert story(result) == story(undisturbed)
-    assert {number for number, epoch in trained(settings) if epoch <= paused[number]} == {undisturbed.best.number}
+    assert {number for number, epoch in trained(settings) if epoch <= paused.get(number, 0)} == {
+        undisturbed.best.number
+    }
     runs = [tracker.client.get_run(run_id) for run_id in tracker.children(result.run_id)]
     assert sorted(int(run.data.tags["emolab.trial"]) for run in runs) == list(range(12))
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -109,12 +111,11 @@ def test_a_killed_search_goes_on_from_its_paused_trials(
     assert [point.step for point in history] == list(range(1, 13))
 
 
-def wait_until_one_goes_on(path: Path) -> list[optuna.trial.FrozenTrial]:
+def wait_until_one_goes_on(path: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        trials = study_of(path)
-        if any(len(t.intermediate_values) > 1 for t in trials):
-            return trials
+        if any(len(t.intermediate_values) > 1 for t in study_of(path)):
+            return
         time.sleep(0.02)
     raise AssertionError("no trial went on from the first rung")
 

@@ -98,6 +98,30 @@ def test_ray_tune_gets_no_trial_once_the_time_is_over(tmp_path: Path, recorder: 
     assert study.finished() == 0 and len(study.history()) == 1
 
 
+def test_an_epoch_whose_report_was_lost_counts_once_it_is_told(
+    tmp_path: Path, recorder: TrialRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of the trial was lost as it reported the second and the last epoch; the trial tells all in the end."""
+    study, asked = Study(tmp_path / "study.db", "s", space=SPACE), list[int]()
+    monkeypatch.setattr(study, "should_prune", lambda number: bool(asked.append(number)))
+    searcher = StudySearcher(study, recorder, [2], lambda _: None)
+    searcher.suggest("a")
+
+    def tell(*epochs: int) -> dict[str, Any]:
+        results = [{METRIC: epoch / 10, "epoch": epoch, FINISHED: epoch == 4} for epoch in epochs]
+        assert all(searcher.learn("a", result) for result in results)
+        return results[-1]
+
+    last = tell(1, 3)
+    assert asked == [0], "at the first epoch after the rung whose own report is missing"
+    tell(1, 2, 3, 4)
+    searcher.on_trial_complete("a", last)  # results of two ways may overtake each other
+    (record,) = study.records()
+    assert (record.state, record.epochs, record.value, asked) == ("COMPLETE", 4, 0.4, [0])
+    (trial,) = study.history()
+    assert trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+
+
 def test_a_member_of_a_population_may_score_nothing(tmp_path: Path, recorder: TrialRecorder) -> None:
     study = Study(tmp_path / "study.db", "s", space=SPACE)
     lines: list[str] = []

@@ -271,7 +271,7 @@ class MortalTrial(PopulationTrial):
 
     def step(self) -> dict[str, Any]:
         result = super().step()
-        flag = Path(self.config[BASE]["output"]) / f"died-{result['epoch']}"
+        flag = Path(self.config[BASE]["output"]) / f"died-{result['epoch']:g}"
         if result["epoch"] in (1, 5) and not flag.exists():
             flag.touch()
             os._exit(1)

@@ -502,9 +502,13 @@ def test_a_trial_of_two_workers_begins_anew_where_its_process_was_lost(
     settings = tune_settings(toy_data, tmp_path, trials=1, scheduler="none")
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": 2})})
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
-    (record,) = search(settings, NoTracker()).records
-    assert (record.state, record.epochs) == ("COMPLETE", 6)
+    result = search(settings, NoTracker())
     assert (tmp_path / "runs" / "died").exists()
+    (trial,) = study_of(result.folder / "study.db")
+    assert (trial.state.name, trial.user_attrs["epochs"]) == ("COMPLETE", 6)
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+    lives = sorted(result.folder.glob("ray/trials-*/*/*/ray/epochs.jsonl"), key=lambda path: path.stat().st_mtime)
+    assert [len(path.read_text().splitlines()) for path in lives][-1] == 6, "the second life began at its first epoch"
     (tmp_path / "runs" / "broken").touch()
     with pytest.raises(UserError, match="1 failed: RuntimeError: a cable was pulled"):
         search(settings.model_copy(update={"name": "second"}), NoTracker())

@@ -41,6 +41,7 @@ def search_page(
         ),
         f"Search run {result.run_id}, final run {winner.run_id}, data set {result.manifest.digest[:16]}. "
         "All scores are on validation; the test split was not opened.",
+        *([f"The search is {result.left}."] if result.left else []),
     ]
     sections = [Section(title="Trials", table=_table(result, settings.tuning.constraints.limits()))]
     sections += _failures(result)

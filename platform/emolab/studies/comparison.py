@@ -31,7 +31,7 @@ from emolab.studies.test_split import FILE_NAME as TESTED
 from emolab.studies.test_split import openings
 from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.runs import MLflowTracker, open_tracker
-from emolab.tracking.tracker import Run
+from emolab.tracking.tracker import Run, ending
 from emolab.training.data import load_training_data
 from emolab.training.recipe import check_labels, check_selection, fingerprint
 
@@ -126,7 +126,7 @@ def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str]
         concurrency=plan.concurrency,
         gpus=settings.gpus,
     )
-    try:
+    with ending(run):
         if settings.search.trials:
             settings = tuned_by_search(settings, plan.folder, tracker, run, report=report)
             plan = replace(plan, cells=tuple(_cells(settings, plan.folder)))
@@ -136,10 +136,7 @@ def _run(settings: CompareSettings, plan: ComparisonPlan, report: Callable[[str]
         run.log_json([outcome.checkpoint for outcome in trained if not outcome.failure], "frozen.json")
         measure_cells(plan.cells, trained, place, settings.theory, report=report)
         score_cells(plan.cells, trained, place, report=report)
-    except BaseException:
-        run.finish("KILLED")
-        raise
-    analysis = _conclude(settings, plan, trained, tracker, run, report)
+        analysis = _conclude(settings, plan, trained, tracker, run, report)
     failed = [f"{cell}: {t.failure}" for cell, t in zip(plan.cells, trained, strict=True) if t.failure]
     if failed:
         raise UserError(f"{len(failed)} of {len(trained)} cells diverged ({failed[0]}); the others are reported")

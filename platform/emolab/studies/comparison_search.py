@@ -32,14 +32,14 @@ def search_settings(settings: CompareSettings, model: str, folder: Path) -> Tune
         "output": str(folder.resolve() / "searches"),
         "name": model,
         "register_as": None,
-        "tuning": settings.search.model_dump(mode="json") | _scheduler(settings),
+        "tuning": settings.search.model_dump(mode="json") | _scheduler(values["training"]["epochs"]),
     }
     return validate(TuneSettings, values, where=f"{model}: ")
 
 
-def _scheduler(settings: CompareSettings) -> dict[str, str]:
+def _scheduler(epochs: int) -> dict[str, str]:
     """Trials so short that nothing could be decided about them before their end are not stopped."""
-    return {"scheduler": "none"} if settings.training.epochs <= SearchSettings().grace_epochs else {}
+    return {"scheduler": "none"} if epochs <= SearchSettings().grace_epochs else {}
 
 
 def check_searches(settings: CompareSettings, folder: Path) -> None:

@@ -33,7 +33,7 @@ from emolab.studies.robustness_settings import RobustnessSettings
 from emolab.studies.test_split import open_for_sweep
 from emolab.tracking.beginning import CONFIGURATION, folder_run
 from emolab.tracking.runs import MLflowTracker, existing_tracker, open_tracker
-from emolab.tracking.tracker import Run
+from emolab.tracking.tracker import Run, ending
 from emolab.training.recipe import fingerprint
 
 
@@ -72,7 +72,7 @@ def robustness(
         missing = missing_units(plan, units, report=report)
         run = _run(settings, prepared, tracker, computes=bool(missing))
         run.log_json({model.run_id: model.digest for model in prepared.models}, MODELS_FILE)
-        try:
+        with ending(run):
             opening = partial(_open_split, prepared, run, tracker)
             run_sweep(plan, units, report=report, actors=settings.actors, opening=opening, missing=missing)
             results = RobustnessResults(
@@ -85,9 +85,6 @@ def robustness(
                 groups=grouped(prepared.models, read_sweep(plan, units), read_agreements(plan, units)),
             )
             _conclude(results, prepared.folder, run, tracker, report)
-        except BaseException:
-            run.finish("KILLED")
-            raise
     return results
 
 

@@ -18,7 +18,7 @@ from emolab.reports.search_figures import search_figures
 from emolab.sessions.manifest import read_manifest, write_atomically
 from emolab.studies.dataset import dataset, will_be_made
 from emolab.tracking.runs import open_tracker
-from emolab.tracking.tracker import Run, Tracker
+from emolab.tracking.tracker import Run, Tracker, ending
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import TrainedModel, finished_before, run_folder, train
 from emolab.tuning.forecast import calibrate
@@ -26,7 +26,7 @@ from emolab.tuning.looking import look
 from emolab.tuning.outcome import mean_over_seeds, read_with_care, stopped_by
 from emolab.tuning.plan import check_cluster, check_search, plan_search, winner_name
 from emolab.tuning.points import beside_base
-from emolab.tuning.search import SearchResult, ending, holding_search, search_in
+from emolab.tuning.search import SearchResult, holding_search, search_in
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.trials import TrialRecord
 
@@ -63,17 +63,19 @@ def tune(settings: TuneSettings, *, dry_run: bool, report: Callable[[str], None]
             result = search_in(plan, settings, tracker, report=report)
             run = tracker.resume(result.run_id)
             with ending(run):
-                winner = _train_winner(result, tracker, report)
+                winner = _train_winner(result, tracker, run, report)
                 _conclude(settings, result, winner, tracker, run, report)
     return winner
 
 
-def _train_winner(result: SearchResult, tracker: Tracker, report: Callable[[str], None]) -> TrainedModel:
+def _train_winner(result: SearchResult, tracker: Tracker, run: Run, report: Callable[[str], None]) -> TrainedModel:
     chosen = result.settings.model_copy(update={"name": winner_name(result.folder.name, result.best.number)})
     best = f"the best configuration (trial {result.best.number})"
-    done = f"{best} was trained before: nothing is left to train"
-    begins = f"training {best} with {chosen.workers.count} worker(s)"
-    report(done if finished_before(run_folder(chosen, result.manifest)) else begins)
+    if finished_before(run_folder(chosen, result.manifest)):
+        report(f"{best} was trained before: nothing is left to train")
+    else:
+        run.reopen()  # all trials may have ended in an earlier call
+        report(f"training {best} with {chosen.workers.count} worker(s)")
     return train(
         chosen,
         tracker=tracker,

@@ -72,7 +72,8 @@ def folder_run(
                 run.reopen()
             return run
     run = begin_once(tracker, folder, identity, parent=parent, tags=version | dict(tags or {}))
-    run.set_tags(version)  # a process before this one may have begun it
+    run.set_tags(version)  # a process before this one may have begun it, and ended it
+    run.reopen()
     describe(run)
     write_record(folder, {"identity": identity, "run_id": run.run_id, "tracker": redact(tracker.uri)})
     return run

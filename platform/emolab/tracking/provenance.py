@@ -16,7 +16,8 @@ from emolab.redaction import command_line
 COMMIT = "emolab.git_commit"
 """Tag: the commit of the code; those of all calls, where several made a run."""
 CLEAN = "emolab.git_clean"
-"""Tag: `true`, or `false` where the working tree differed from its commit in one of them; `unknown` without git."""
+"""Tag: `true`, or `false` where the working tree differed from its commit in one of them; `unknown` where git is missing
+or does not answer."""
 
 
 def code_version() -> dict[str, str]:
@@ -24,10 +25,11 @@ def code_version() -> dict[str, str]:
     who started what, under the names whose tags MLflow's pages show in columns of their own."""
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
+    clean = "unknown" if commit is None or changed is None else str(not changed).lower()
     return {
         "emolab.version": emolab.__version__,
         COMMIT: commit or "unknown",
-        CLEAN: "unknown" if commit is None else str(not changed).lower(),
+        CLEAN: clean,
         "emolab.command": command_line(),
         "emolab.versions": ", ".join(
             f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "pyarrow")

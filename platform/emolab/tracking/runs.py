@@ -216,7 +216,7 @@ class MLflowTracker(Tracker):
             if not is_refusal(error):
                 raise
             raise UserError(f"the tracker {self.uri} has no run {run_id}") from None
-        ended = run.info.end_time
+        ended = None if run.info.status == "RUNNING" else run.info.end_time  # one that was reopened keeps its old end
         return RunRecord(
             run_id=run_id,
             name=run.info.run_name or run_id,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,22 @@ class Run(ABC):
     def log_json(self, value: Any, name: str) -> None:
         """Store JSON as the artifact ``name``."""
         self.log_text(json.dumps(value, indent=1, allow_nan=False), name)
+
+
+@contextmanager
+def ending(run: Run) -> Iterator[None]:
+    """Close a run where the block does not come to its end: FAILED by an error, KILLED by an interruption.
+
+    The next call of the same takes the run up again.
+    """
+    try:
+        yield
+    except Exception:
+        run.finish("FAILED")
+        raise
+    except BaseException:
+        run.finish("KILLED")
+        raise
 
 
 class Tracker(ABC):

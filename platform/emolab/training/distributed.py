@@ -16,6 +16,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
+from emolab.checkpoint import CheckpointFolder
 from emolab.cluster import user_error, worker_environment
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import read_manifest
@@ -134,6 +135,12 @@ def _tell(epoch: EpochReport, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(asdict(epoch)) + "\n")
+
+
+def trained_epochs(folder: Path) -> list[EpochReport]:
+    """All epochs that a training in this folder has come through, whatever became of their reports."""
+    newest = CheckpointFolder(folder / "checkpoints").newest()
+    return [] if newest is None else [EpochReport(**report) for report in newest.state["reports"]]
 
 
 def _lines_after(file: Path, place: int) -> list[bytes]:

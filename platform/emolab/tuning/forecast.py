@@ -75,8 +75,13 @@ def _expectation(
     trainings = max(0, trainings - begun.finals)
     final = trainings * most
     mean = sum(epoch_seconds) / len(epoch_seconds)
-    at_once = search.mean / plan.concurrency + (final / plan.at_once(trainings) if trainings else 0.0)
-    seconds = start_up + at_once * mean + most * mean / plan.final_workers
+    searching = search.mean / plan.concurrency * mean
+    share = ""
+    if tuning.time_budget_s is not None and searching > tuning.time_budget_s:
+        share = f"; this call comes to about {tuning.time_budget_s / searching:.0%} of the search"
+        searching = tuning.time_budget_s + most * mean  # with what has just begun then
+    finals = final / plan.at_once(trainings) * mean if trainings else 0.0
+    seconds = start_up + searching + finals + most * mean / plan.final_workers
     spread = "" if len(epoch_seconds) == 1 else f" ({min(epoch_seconds):.2g} to {max(epoch_seconds):.2g})"
     there = f"{begun.trials} trials have ended; " if begun.trials else ""
     learns = f"; more where {tuning.sampler} learns" if tuning.sampler in ("tpe", "gp", "cmaes") else ""
@@ -91,7 +96,7 @@ def _expectation(
         f"search{played}{f', {final} in the final' if final else ''}, {most} for the best; "
         f"{mean:.2g} s an epoch{spread} from {_CALIBRATION_STEPS} steps of {len(epoch_seconds)} configuration(s), "
         f"{start_up:.0f} s to start a process: about {_duration(seconds)}{shared}, besides the start of Ray and of the "
-        "last training"
+        f"last training{share}"
     )
 
 

@@ -41,6 +41,21 @@ def read_with_care(finalists: Sequence[Finalist]) -> str:
     return "The interval holds the luck of the seeds, not that of the sessions." + chosen * (rivals > 1)
 
 
+def left_of(study: Study, *, trials: int, epochs: int | None) -> str:
+    """What a search is that has ended without all of its trials, as its time or its epochs were over; else empty.
+
+    Args:
+        trials: of the whole search.
+        epochs: that it may take in all.
+    """
+    ended = study.finished()
+    if ended >= trials:
+        return ""
+    if epochs is not None and study.epochs() >= epochs:
+        return f"over with {ended} of {trials} trials, which took all of its {epochs} epochs"
+    return f"not over: {ended} of {trials} trials have ended, and the next call goes on"
+
+
 def none_completed(study: Study, limits: Mapping[str, float]) -> str:
     """Why no trial of a study completed, counted by reason, and what to do.
 

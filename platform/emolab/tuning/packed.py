@@ -154,7 +154,10 @@ class PackedTrials:
 
     def _may_start(self) -> bool:
         there = self._study.finished() + len(self._running)
-        return there < self._plan.trials and self._epochs_left() > 0 and time.monotonic() < self._deadline
+        return there < self._plan.trials and self._epochs_left() > 0 and not self._late()
+
+    def _late(self) -> bool:
+        return time.monotonic() >= self._deadline
 
     def _all(self) -> int:
         """Trials in the study when the search is over: more than planned where more had begun."""
@@ -176,6 +179,9 @@ class PackedTrials:
         while self._again:
             if group := self._affordable(self._again.popleft()):
                 return group
+        if self._drawn is not None and self._late():
+            del self._running[self._drawn.number]  # the next call begins with it
+            self._drawn = None
         if self._drawn is not None and self._spent():
             number, self._drawn = self._drawn.number, None
             self._end_spent(number)

@@ -77,7 +77,7 @@ class SearchPlan:
             going = places(self.trials, rungs=len(self.rungs), factor=tuning.reduction_factor)
             stops += f", from which {', '.join(map(str, going))} go on"
         budget = f", {tuning.epoch_budget} epochs in all" if tuning.epoch_budget else ""
-        budget += f", none of them begun after {tuning.time_budget_s:g} s" if tuning.time_budget_s else ""
+        budget += f", no trial begun after {tuning.time_budget_s:g} s" if tuning.time_budget_s else ""
         fused = f", {self.in_one_step} configurations in one step" if self.in_one_step > 1 else ""
         final = tuning.final
         last = f"the best {final.top} trained with {final.seeds} seeds each; " if final.wanted else ""

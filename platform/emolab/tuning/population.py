@@ -107,6 +107,11 @@ class SynchronousPopulation(PopulationBasedTraining):
         if trial not in self._trial_state:
             super().on_trial_add(tune_controller, trial)
 
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Let a member go that has failed for good. Tune counts it among those that live, for which all others wait."""
+        super().on_trial_error(tune_controller, trial)
+        tune_controller.get_live_trials().discard(trial)
+
     def _checkpoint_or_exploit(
         self, trial: Trial, tune_controller: Any, upper_quantile: list[Trial], lower_quantile: list[Trial]
     ) -> None:

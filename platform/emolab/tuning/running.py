@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from emolab.tracking.tracker import Tracker
+from emolab.tuning.outcome import left_of
 from emolab.tuning.pack import PackSettings
 from emolab.tuning.packed import PackedPlan, PackedTrials
 from emolab.tuning.plan import SearchPlan
@@ -27,8 +28,8 @@ def run_trials(
     rungs: Sequence[int] = (),
     kind: str = "trial",
 ) -> None:
-    """Run trials until the study holds ``trials`` of them or the epoch budget is spent, and record each below the run
-    ``parent``."""
+    """Run trials until the study holds ``trials`` of them, the epoch budget is spent or the time is over, and record
+    each below the run ``parent``."""
     recorder = TrialRecorder(tracker, parent, kind=kind, limits=settings.tuning.constraints.limits())
     seconds = settings.tuning.time_budget_s if kind == "trial" else None
     deadline = math.inf if seconds is None else time.monotonic() + seconds
@@ -72,8 +73,8 @@ def run_trials(
         else:
             packed = packed_plan(settings, plan, trials=trials, rungs=rungs, kind=kind)
             PackedTrials(packed, study, recorder, report, deadline=deadline).run()
-        if time.monotonic() > deadline and (left := trials - study.finished()) > 0:
-            report(f"tuning.time_budget_s={seconds:g} is over: {left} of {trials} trials are left to the next call")
+        if time.monotonic() > deadline and (left := left_of(study, trials=trials, epochs=settings.tuning.epoch_budget)):
+            report(f"tuning.time_budget_s={seconds:g} is over; the search is {left}")
     finally:
         recorder.close()
         if recorder.trouble:

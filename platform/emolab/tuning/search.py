@@ -16,13 +16,13 @@ from emolab.names import UserError
 from emolab.redaction import redacted
 from emolab.sessions.manifest import Manifest, write_atomically
 from emolab.tracking.beginning import CONFIGURATION, RECORD, folder_run, own_record, read_record, write_record
-from emolab.tracking.tracker import Run, Tracker
+from emolab.tracking.tracker import Run, Tracker, ending
 from emolab.training.recipe import TrainSettings
 from emolab.training.train import flatten
 from emolab.tuning.finals import Finalist, enqueue_finalists, final_seeds, final_space, ranked
 from emolab.tuning.holding import holding_study
 from emolab.tuning.methods import check_members, make_pruner, make_sampler
-from emolab.tuning.outcome import mean_over_seeds, none_completed
+from emolab.tuning.outcome import left_of, mean_over_seeds, none_completed
 from emolab.tuning.plan import SearchPlan, experiment, methods, plan_search
 from emolab.tuning.points import enqueue_points
 from emolab.tuning.running import run_trials
@@ -48,6 +48,10 @@ class SearchResult:
     """The trial whose parameters were chosen: the best one, or the winner of the final."""
     finalists: list[Finalist]
     """Best first; empty where no final was asked for."""
+    left: str
+    """What the search is where it ended without all of its trials, for people; else empty."""
+    computed: bool
+    """Whether this call added to what was there."""
     rungs: list[int]
     """Epochs after which trials could be stopped."""
     fused: int
@@ -68,7 +72,10 @@ def search(settings: TuneSettings, tracker: Tracker, *, report: Callable[[str], 
     """
     plan = plan_search(settings)
     with holding_search(plan):
-        return search_in(plan, settings, tracker, report=report)
+        result = search_in(plan, settings, tracker, report=report)
+        if result.computed:
+            tracker.resume(result.run_id).finish()
+        return result
 
 
 @contextmanager
@@ -97,7 +104,9 @@ def search_in(
     drawn_otherwise = study.draw_with(methods(settings), trials=plan.trials, epochs=settings.tuning.epoch_budget)
     if drawn_otherwise:
         report(drawn_otherwise)
-    run = _parent_run(settings, plan, tracker)
+    final = _open_final(settings, plan, study)
+    missing = _missing(settings, plan, study, final)
+    run = _parent_run(settings, plan, tracker, computes=missing)
     _note_place(plan)
     with ending(run):
         requeued = study.requeue_interrupted(paused_at=plan.rungs if settings.tuning.stopping == "halving" else ())
@@ -108,24 +117,8 @@ def search_in(
         run_trials(settings, plan, study, tracker, run.run_id, report, trials=plan.trials, rungs=plan.rungs)
         if study.best() is None:
             raise UserError(none_completed(study, settings.tuning.constraints.limits()))
-        finalists = _final(settings, plan, study, tracker, run, report)
-        return _result(settings, plan, study, run, finalists)
-
-
-@contextmanager
-def ending(run: Run) -> Iterator[None]:
-    """Close a search's run where the block does not come to its end: FAILED by an error, KILLED by an interruption.
-
-    The next call of the search takes the run up again.
-    """
-    try:
-        yield
-    except Exception:
-        run.finish("FAILED")
-        raise
-    except BaseException:
-        run.finish("KILLED")
-        raise
+        finalists = [] if final is None else _final(settings, plan, study, final, tracker, run, report)
+        return _result(settings, plan, study, run, finalists, computed=missing)
 
 
 def _open(settings: TuneSettings, plan: SearchPlan) -> Study:
@@ -153,16 +146,10 @@ def final_name(study: str) -> str:
     return f"{study}-final"
 
 
-def _final(
-    settings: TuneSettings,
-    plan: SearchPlan,
-    study: Study,
-    tracker: Tracker,
-    run: Run,
-    report: Callable[[str], None],
-) -> list[Finalist]:
+def _open_final(settings: TuneSettings, plan: SearchPlan, study: Study) -> Study | None:
+    """The study of the search's final, where one is wanted."""
     if not settings.tuning.final.wanted:
-        return []
+        return None
     space = final_space(plan.space)
     final = Study(
         plan.database,
@@ -172,6 +159,28 @@ def _final(
         sampler=make_sampler("random", seed=0, space=space),
     )
     final.claim({"final_of": study.name})
+    return final
+
+
+def _missing(settings: TuneSettings, plan: SearchPlan, study: Study, final: Study | None) -> bool:
+    """Whether there is anything to train."""
+    wanted = settings.tuning.final
+    return (
+        study.finished() < plan.trials
+        or study.unended() > 0
+        or (final is not None and final.finished() < wanted.top * wanted.seeds)
+    )
+
+
+def _final(
+    settings: TuneSettings,
+    plan: SearchPlan,
+    study: Study,
+    final: Study,
+    tracker: Tracker,
+    run: Run,
+    report: Callable[[str], None],
+) -> list[Finalist]:
     final.requeue_interrupted()
     candidates = enqueue_finalists(settings, study, final)
     missing = final.waiting()
@@ -186,11 +195,12 @@ def _final(
     return finalists
 
 
-def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> Run:
+def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker, *, computes: bool) -> Run:
     def describe(run: Run) -> None:
         run.log_text(to_yaml(settings), CONFIGURATION)
         run.log_text(Path(settings.tuning.space).read_text(encoding="utf-8"), "search_space.yaml")
-        tuning = settings.tuning.model_dump(mode="json", exclude={"trials"}) | {"scheduler": settings.tuning.stopping}
+        later = {"trials", "time_budget_s"}  # which another call may have otherwise
+        tuning = settings.tuning.model_dump(mode="json", exclude=later) | {"scheduler": settings.tuning.stopping}
         trials = flatten(settings.base().identity()) | dict.fromkeys(plan.space.parameters, "searched")
         run.log_parameters(
             redacted(trials | {"data": settings.data} | {f"tuning.{key}": value for key, value in tuning.items()})
@@ -203,6 +213,7 @@ def _parent_run(settings: TuneSettings, plan: SearchPlan, tracker: Tracker) -> R
         holds=_ANOTHER_RUN,
         describe=describe,
         tags={"emolab.dataset": plan.manifest.digest, "emolab.kind": "search"},
+        computes=computes,
     )
 
 
@@ -243,7 +254,7 @@ def _identity(manifest: Manifest) -> dict[str, str]:
 
 
 def _result(
-    settings: TuneSettings, plan: SearchPlan, study: Study, run: Run, finalists: list[Finalist]
+    settings: TuneSettings, plan: SearchPlan, study: Study, run: Run, finalists: list[Finalist], *, computed: bool
 ) -> SearchResult:
     best = finalists[0].record if finalists else study.best()
     assert best is not None
@@ -252,7 +263,10 @@ def _result(
     best_file = plan.folder / "best.yaml"
     content = chosen.model_dump(mode="json", include={"model", "training"})
     write_atomically(best_file, yaml.safe_dump(content, sort_keys=False).encode())
-    run.log_file(best_file)
+    left = left_of(study, trials=plan.trials, epochs=settings.tuning.epoch_budget)
+    if computed:
+        run.log_file(best_file)
+        run.set_tags({"emolab.search": left or "over"})
     return SearchResult(
         folder=plan.folder,
         run_id=run.run_id,
@@ -260,6 +274,8 @@ def _result(
         records=study.records(),
         best=best,
         finalists=finalists,
+        left=left,
+        computed=computed,
         rungs=plan.rungs,
         fused=plan.in_one_step,
         settings=chosen,

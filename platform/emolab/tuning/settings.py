@@ -72,8 +72,8 @@ class SearchSettings(Settings):
     time_budget_s: float | None = Field(
         default=None,
         gt=0.0,
-        description="seconds of a call after which no trial starts; those that train go on to their end, a final and "
-        "the best training follow, and the next call goes on with as many seconds again; not with halving or pbt",
+        description="seconds of searching after which no trial starts; those that train go on to their end, a final "
+        "and the best training follow, and the next call goes on with as many seconds again; not with halving or pbt",
     )
     points_to_evaluate: tuple[Literal["base"] | dict[str, Value], ...] = Field(
         default=(),

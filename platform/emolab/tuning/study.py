@@ -307,6 +307,10 @@ class Study:
                 found.setdefault(name, []).append(value)
         return found
 
+    def unended(self) -> int:
+        """Trials that are queued, run, or were left by a search that was killed."""
+        return sum(not trial.state.is_finished() for trial in self.history())
+
     def waiting(self) -> int:
         """Trials that are queued."""
         return sum(trial.state == TrialState.WAITING for trial in self.history())

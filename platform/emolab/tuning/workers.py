@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from emolab.training.distributed import fit_distributed
+from emolab.training.distributed import fit_distributed, trained_epochs
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.pack import reason_of
 from emolab.tuning.recorder import TRACKED, TrialRecorder
@@ -61,6 +61,8 @@ class StudySearcher(Unsaved, Searcher):
         self._curves: dict[str, list[dict[str, float]]] = {}
         self._started: dict[str, float] = {}
         self._causes: dict[str, str] = {}
+        self._ends: dict[str, dict[str, Any]] = {}
+        """The results with which trials came to their own end."""
 
     @property
     def spent(self) -> bool:
@@ -79,27 +81,32 @@ class StudySearcher(Unsaved, Searcher):
         return draw.parameters
 
     def learn(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take the result of an epoch; whether the trial goes on."""
+        """Take the result of an epoch, which may come after that of a later one; whether the trial goes on."""
         value, epoch = result.get(METRIC), int(result.get("epoch", 0))
-        curve, number = self._curves[trial_id], self._numbers[trial_id]
-        if trial_id not in self._started or epoch <= len(curve) or value is None or not math.isfinite(value):
+        curve, number = self._curves.get(trial_id, []), self._numbers[trial_id]
+        epochs = {int(point["epoch"]) for point in curve}
+        if trial_id not in self._started or epoch in epochs or value is None or not math.isfinite(value):
             return True
         self._study.report(number, epoch, value)
         curve.append({key: float(result[key]) for key in ("epoch", *TRACKED) if key in result})
         self._recorder.epochs(number, curve[-1:])
+        curve.sort(key=lambda point: point["epoch"])
         if result.get(FINISHED):
+            self._ends[trial_id] = result
+        if trial_id in self._ends:
             return True
+        before = max(epochs, default=0)
         if self.spent:
             self._causes[trial_id] = SPENT
-        elif epoch in self._rungs and self._study.should_prune(number):
+        elif any(before < rung <= epoch for rung in self._rungs) and self._study.should_prune(number):
             self._causes[trial_id] = "pruned"
         return trial_id not in self._causes
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id not in self._started:  # Tune may say it twice
             return
-        result = result or {}
-        self.learn(trial_id, result)
+        self.learn(trial_id, result or {})
+        result = self._ends.pop(trial_id, result or {})
         seconds = time.perf_counter() - self._started.pop(trial_id)
         state, reason = _end(result, error, cause=self._causes.pop(trial_id, "pruned"))
         number, curves = self._numbers[trial_id], self._curves.pop(trial_id)
@@ -126,7 +133,7 @@ def _end(result: dict[str, Any], error: bool, *, cause: str) -> tuple[State, str
         return "FAIL", failure or ("the trial's process failed" if error else "no result was reported")
     if result.get(FINISHED):
         return "COMPLETE", ""
-    return "PRUNED", f"{cause} after epoch {int(result['epoch'])}"
+    return "PRUNED", f"{cause} after epoch {int(result.get('epoch', 0))}"
 
 
 class StudyScheduler(FIFOScheduler):
@@ -156,7 +163,7 @@ def run_with_workers(
     deadline: float = math.inf,
     kind: str = "trial",
 ) -> None:
-    """Run trials of several workers until the study holds ``trials`` of them, or their epochs are spent.
+    """Run trials of several workers until the study holds ``trials`` of them, or their epochs or the time are over.
 
     Args:
         deadline: by the monotonic clock; no trial starts after it.
@@ -188,10 +195,13 @@ def run_with_workers(
 def distributed_trial(config: dict[str, Any]) -> None:
     """One trial: training with DDP workers, as anywhere else."""
     base = TrainSettings.model_validate(config[BASE])
-    folder = Path(ray.tune.get_context().get_trial_dir())
+    # A folder of its own for each life of the trial: one that begins anew is not to go on from the weights of another.
+    folder = Path(ray.tune.get_context().get_trial_dir()) / os.urandom(3).hex()
     try:
         chosen = configured(base, {key: value for key, value in config.items() if key != BASE})
         settings = chosen.model_copy(update={"checkpoints": None})  # a trial's name is Tune's own: nothing resumes it
         fit_distributed(settings, folder, callbacks=[TuneReportCallback()])
+        for report in trained_epochs(folder):  # one whose worker was lost as it was reported is known only here
+            ray.tune.report(report.metrics() | {FINISHED: report.finished})
     except Exception as error:
         ray.tune.report({METRIC: math.nan, "epoch": 0, FAILURE: reason_of(error), FINISHED: False, "done": True})
