@@ -30,7 +30,7 @@ from emolab.names import UserError
 from emolab.registry.lookup import KeptModel, kept_model, model_folders
 from emolab.registry.versions import register
 from emolab.reports import robustness as report
-from emolab.reports.robustness import heat_map, robustness_page
+from emolab.reports.robustness import heat_map, robustness_files, robustness_page
 from emolab.robustness import sweep
 from emolab.robustness.cells import Cell
 from emolab.robustness.corruptions.catalog import corruptions
@@ -175,6 +175,7 @@ def test_the_tracked_run_holds_page_table_and_figures(finished: Finished, traine
     differences = pd.read_csv(io.BytesIO(tracker.artifact(results.run_id, "tables/differences.csv")))
     found = [(c.other, c.difference.value, c.difference.low, c.adjusted_p) for c in results.compared(0.6)]
     assert found == [*differences[["other", "difference", "low", "p (Holm)"]].itertuples(index=False, name=None)]
+    assert set(differences["reference"]) == {"edu_emotionnet"} and set(differences["level"]) == {0.6}
     names = {path.name for path in (folder / "tables").iterdir()}
     assert {"summary.tex", "calibration-and-speakers.csv", "runs.csv"} <= names
     for group in results.groups:
@@ -275,7 +276,7 @@ def test_a_sweep_that_fails_is_one_line_and_its_run_is_closed(
         robustness(settings, dry_run=False, report=no_report)
     one_line(error, "test/", "damaged", "prepare it again")
     known = json.loads((trained.output / "damaged" / "run.json").read_text())
-    assert trained.tracker.client.get_run(known["run_id"]).info.status == "KILLED"
+    assert trained.tracker.client.get_run(known["run_id"]).info.status == "FAILED"
     assert not list((trained.output / "damaged" / "units").iterdir())
     trained.tracker.client.delete_run(known["run_id"])
 
@@ -745,6 +746,8 @@ def test_a_model_near_chance_is_seen_as_one(toy_data: Path) -> None:
     assert "Within five points of macro-F1 of that on clean sessions: mult, clean." in page
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
     assert cells.count("0.6 (near chance)") == 1  # the last rate there is
+    summary = pd.read_csv(io.BytesIO(robustness_files(results)["tables/summary.csv"]))
+    assert summary["tolerated rate"].tolist()[1] == 0.6
     assert page.count(">class prior<") == 1  # in the legend
     assert "near chance)" not in robustness_page(made_up_results(toy_data, "edu_emotionnet")).decode()
 

@@ -1,5 +1,6 @@
 """The driver with processes that answer by a script: who trains what together, who goes on, and how a search ends."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,13 +104,13 @@ def opened(folder: Path, name: str = "s", *, space: SearchSpace = LAMBDA, schedu
     return Study(folder / "study.db", name, space=space, sampler=sampler, pruner=pruner)
 
 
-def drive(study: Study, *, trials: int, processes: int = 1, **plan: Any) -> list[str]:
+def drive(study: Study, *, trials: int, processes: int = 1, deadline: float = math.inf, **plan: Any) -> list[str]:
     """Run the driver; its lines."""
     base = TuneSettings.model_validate({"training": {"epochs": EPOCHS}}).base().model_dump(mode="json")
     pack = PackSettings(base=base, robustness=False, limits={})
     recorder, lines = TrialRecorder(NoTracker(), ""), list[str]()
     asked = PackedPlan(pack=pack, processes=processes, resources={"CPU": 1.0}, trials=trials, **plan)
-    PackedTrials(asked, study, recorder, lines.append).run()
+    PackedTrials(asked, study, recorder, lines.append, deadline=deadline).run()
     recorder.close()
     return lines
 
@@ -222,6 +223,30 @@ def test_once_the_time_is_over_no_trial_starts_and_those_that_train_come_to_thei
     assert call() == [*range(6)]  # every call has as many seconds
     assert call() == [*range(8)]
     assert lines[-1].endswith("(8 of 8)")
+
+
+def test_a_trial_that_was_set_aside_for_its_shape_does_not_begin_once_the_time_is_over(
+    scripted: type[ScriptedProcesses], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first group is cut where a draw has another width; that draw begins the next group, or the next call."""
+    now = [0.0]
+    monkeypatch.setattr(packed, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter))
+
+    def score(number: int, epoch: int) -> float:
+        now[0] += 100.0
+        return 0.5
+
+    scripted.score = staticmethod(score)
+    study = opened(tmp_path, space=SHAPES)
+    drive(study, trials=8, fused=4, deadline=50.0)
+    widths = [trial.params["model.d_model"] for trial in study.history()]
+    (group,) = scripted.groups
+    assert len(study.history()) == len(group) + 1 and widths[-1] != widths[0], "one was set aside"
+    assert [trial.state.name for trial in study.history()] == ["COMPLETE"] * len(group) + ["RUNNING"]
+    again = opened(tmp_path, space=SHAPES)
+    assert again.requeue_interrupted() == 1
+    drive(again, trials=8, fused=4)
+    assert again.finished() == 8
 
 
 HALVING = TuneSettings.model_validate({"training": {"epochs": EPOCHS}, "tuning": {"scheduler": "halving"}})

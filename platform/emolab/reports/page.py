@@ -65,6 +65,8 @@ class Styled:
 
     text: str
     style: Literal["prose", "ids", "good", "bad", "open", "idle"] = "prose"
+    value: float | None = None
+    """The number that the words are about, for other programs."""
 
     def __str__(self) -> str:
         return self.text

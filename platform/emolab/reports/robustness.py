@@ -33,7 +33,7 @@ def robustness_files(results: RobustnessResults) -> dict[str, bytes]:
     sections = _sections(results)
     files = {"report.html": page(f"Robustness {results.name}", _lines(results), sections)}
     tables = {section.name or section.title: section.table for section in sections if section.table is not None}
-    for name, table in (tables | {"Curves": _points(results)}).items():
+    for name, table in (tables | {"Curves": _points(results), "Differences": _differences(results)}).items():
         stem = "tables/" + re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
         files |= {f"{stem}.csv": to_csv(table), f"{stem}.tex": to_latex(table)}
     return files
@@ -162,7 +162,7 @@ def _summaries(results: RobustnessResults) -> list[Section]:
 
     def value(group: Group, summary: Mapping[str, float], key: str) -> float | Styled | None:
         if key == _TOLERATED and key in summary and results.near_chance(group):
-            return Styled(f"{summary[key]:g} (near chance)", "idle")
+            return Styled(f"{summary[key]:g} (near chance)", "idle", summary[key])
         return summary.get(key)
 
     def condition(group: Group) -> Styled | None:
@@ -253,6 +253,17 @@ def _comparison(results: RobustnessResults) -> list[Section]:
     title = f"{results.reference} against the others at {_unit(results)} {COMPARED_RATE}"
     table = TableData(columns=["other", "difference", "low", "high", "p", "p (Holm)"], rows=rows)
     return [Section(title=title, text=text, table=table, name="Differences")] if rows else []
+
+
+def _differences(results: RobustnessResults) -> TableData:
+    """What is compared on the page, with what and where; no row where nothing can be compared."""
+    rows = [
+        [results.reference, c.other, "accuracy", COMPARED_RATE, c.difference.value, c.difference.low, c.difference.high,
+         c.difference.p, c.adjusted_p]
+        for c in results.compared(COMPARED_RATE)
+    ]  # fmt: skip
+    columns = ["reference", "other", "metric", "level", "difference", "low", "high", "p", "p (Holm)"]
+    return TableData(columns=columns, rows=rows)
 
 
 def _calibration(results: RobustnessResults) -> bytes:

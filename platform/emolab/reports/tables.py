@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any
 
-from emolab.reports.page import Measured, TableData, shown
+from emolab.reports.page import Measured, Styled, TableData, shown
 
 
 def to_csv(table: TableData) -> bytes:
@@ -31,6 +31,8 @@ def _parts(value: Any, double: bool) -> tuple[str, ...]:
 
 
 def _field(value: Any) -> str:
+    if isinstance(value, Styled) and value.value is not None:
+        value = value.value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return repr(value) if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emolab.cluster import connected
@@ -149,12 +150,12 @@ def print_trials(result: SearchResult, *, most: int = 20) -> None:
     keys = list(result.best.parameters)
     table = Table(title=f"{len(result.records)} trials of {result.folder.name}")
     for column in ("trial", "state", "validation macro-F1", "epochs", *keys):
-        table.add_column(column, justify="left" if column == "state" else "right")
+        table.add_column(escape(column), justify="left" if column == "state" else "right")
     for record in result.records[:most]:
         score = "-" if record.value is None else f"{record.value:.4f}"
         if record.robustness is not None:
             score += f" / {record.robustness:.4f}"
-        values = [_number(record.parameters.get(key)) for key in keys]
+        values = [escape(_number(record.parameters.get(key))) for key in keys]
         table.add_row(str(record.number), record.state.lower(), score, str(record.epochs), *values)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)

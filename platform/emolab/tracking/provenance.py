@@ -16,8 +16,8 @@ from emolab.redaction import command_line
 COMMIT = "emolab.git_commit"
 """Tag: the commit of the code; those of all calls, where several made a run."""
 CLEAN = "emolab.git_clean"
-"""Tag: `true`, or `false` where the working tree differed from its commit in one of them; `unknown` where git is missing
-or does not answer."""
+"""Tag: `true`, or `false` where the working tree differed from its commit in one of them; `unknown` where git does not
+answer."""
 
 
 def code_version() -> dict[str, str]:
