@@ -181,7 +181,7 @@ def _tables(source: str) -> _Tables:
 def _transcripts(path: Path) -> tuple[list[tuple[str, int]], NDArray[np.int64]]:
     """(video, position) and label of every utterance."""
     names, labels = [], []
-    for line, fields in enumerate(csv.reader(_lines(path)), start=1):
+    for line, fields in enumerate(_table(path), start=1):
         video, _, position = fields[0].rpartition("_") if len(fields) == 4 else ("", "", "")
         if not video or not position.isdecimal() or fields[3] not in ("0", "1"):
             raise UserError(f"{path}, line {line}: expected <video>_<n>, words, video number and label 0 or 1")
@@ -204,9 +204,9 @@ def _rows(path: Path, utterances: int) -> NDArray[np.int64]:
 
 def _features(path: Path, width: int, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """(rows, width) features of one file, after comparing its shape and its label column."""
-    lines = _lines(path)
+    rows = _table(path)
     try:
-        table = np.array(list(csv.reader(lines)), dtype=np.float64)
+        table = np.array(rows, dtype=np.float64)
     except ValueError as error:
         raise UserError(f"{path}: expected {width + 1} numbers in every line ({error})") from error
     if table.shape != (len(labels), width + 1):
@@ -219,6 +219,14 @@ def _features(path: Path, width: int, labels: NDArray[np.int64]) -> NDArray[np.f
         line = int(np.argmax(wrong))
         raise UserError(f"{path}, line {line + 1}: label {table[line, -1]:g}, but transcripts.csv says {labels[line]}")
     return table[:, :-1].astype(np.float32)
+
+
+def _table(path: Path) -> list[list[str]]:
+    reader = csv.reader(_lines(path))
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not a CSV file ({error})") from None
 
 
 def _lines(path: Path) -> list[str]:
