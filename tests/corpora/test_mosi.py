@@ -137,6 +137,8 @@ def keep_lines(file: str, count: int) -> Callable[[Path], object]:
         (replace("rows_test.txt", "4", "2"), "name row 2 of transcripts.csv 2 times"),
         (replace("rows_test.txt", "4", "6"), r"rows_test.txt, line 1: expected a row .*0 to 5.*'6'"),
         (replace("rows_test.txt", "4", "-4"), "rows_test.txt, line 1"),
+        (replace("rows_test.txt", "4", "4" * 5000), "rows_test.txt, line 1"),
+        (replace("transcripts.csv", "zebra_1", f"zebra_{'1' * 5000}"), r"transcripts.csv, line 6: expected <video>"),
         (replace("video_train0.csv", '"1002.0",', ""), "video_train0.csv: expected 101 numbers"),
         (replace("video_train0.csv", '"1002.0"', '"smile"'), "video_train0.csv: expected 101 numbers"),
         (replace("video_train0.csv", '"1002.0"', '"nan"'), "video_train0.csv, line 1: a value is not finite"),

@@ -9,6 +9,7 @@ each feature row its 0-based row in transcripts.csv).
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,8 @@ from emolab.sessions.schema import Session
 _WIDTHS = {"audio": 73, "visual": 100, "text": 100}
 _FILES = {"audio": "audio", "visual": "video", "text": "text"}
 _PUBLISHED: tuple[Split, ...] = ("train", "test")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+"""Of an utterance or a row; Python reads no number of any length."""
 
 
 @register
@@ -183,7 +186,7 @@ def _transcripts(path: Path) -> tuple[list[tuple[str, int]], NDArray[np.int64]]:
     names, labels = [], []
     for line, fields in enumerate(_table(path), start=1):
         video, _, position = fields[0].rpartition("_") if len(fields) == 4 else ("", "", "")
-        if not video or not position.isdecimal() or fields[3] not in ("0", "1"):
+        if not video or not _NUMBER.fullmatch(position) or fields[3] not in ("0", "1"):
             raise UserError(f"{path}, line {line}: expected <video>_<n>, words, video number and label 0 or 1")
         names.append((video, int(position)))
         labels.append(int(fields[3]))
@@ -195,7 +198,7 @@ def _transcripts(path: Path) -> tuple[list[tuple[str, int]], NDArray[np.int64]]:
 def _rows(path: Path, utterances: int) -> NDArray[np.int64]:
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
-        if not line.isdecimal() or int(line) >= utterances:
+        if not _NUMBER.fullmatch(line) or int(line) >= utterances:
             raise UserError(
                 f"{path}, line {number}: expected a row of transcripts.csv (0 to {utterances - 1}), got {line[:20]!r}"
             )
