@@ -9,16 +9,14 @@ Without a preset or a file this is the small preset: all models, sized for a few
 command again goes on where it stopped; more models or seeds are added to what is there.
 """
 
-import sys
-
 from emolab.job import run_job
 
 
 def main() -> None:
     from emolab.invocation import read_invocation
-    from emolab.studies.comparison_settings import CompareSettings, with_default_preset
+    from emolab.studies.comparison_settings import CompareSettings, default_preset
 
-    invocation = read_invocation(CompareSettings, __doc__, arguments=with_default_preset(sys.argv[1:]))
+    invocation = read_invocation(CompareSettings, __doc__, default_preset=default_preset)
     from emolab.studies.comparison import compare
 
     invocation.run(compare)

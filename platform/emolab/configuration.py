@@ -120,9 +120,10 @@ def parse(
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="dotted overrides, see below")
     options = vars(parser.parse_intermixed_args(list(arguments)))
     values: dict[str, Any] = {}
+    chosen = ""
     if default_preset is not None and options["preset"] is None and options["config"] is None:
         options["preset"], reason = default_preset()
-        sys.stderr.write(f"preset {options['preset']}: {reason}\n")
+        chosen = f"preset {options['preset']}: {reason}\n"
     if options["preset"] is not None:
         merge(values, read_preset(options["preset"], settings))
     if options["config"] is not None:
@@ -140,6 +141,7 @@ def parse(
             "give it once more, by environment variable where there is one"
         )
     resolved = validate(settings, values)
+    sys.stderr.write(chosen)  # not before: a mistake is one line
     if options["print_config"]:
         sys.stdout.write(to_yaml(resolved.complete()))
         raise SystemExit(0)

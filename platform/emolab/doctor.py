@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emolab.cluster import connected
@@ -51,7 +52,7 @@ def print_findings(findings: list[Finding]) -> bool:
     """A table for people; whether all is well."""
     table = Table(show_header=False)
     for finding in findings:
-        table.add_row("[green]ok[/]" if finding.good else "[red]!![/]", finding.topic, finding.detail)
+        table.add_row("[green]ok[/]" if finding.good else "[red]!![/]", finding.topic, escape(finding.detail))
     Console(width=None if Console().is_terminal else 120).print(table)
     return all(finding.good for finding in findings)
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from emolab.memory import memory_mistake
 from emolab.names import UserError
@@ -20,7 +20,13 @@ from emolab.redaction import redact_output
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line that says what is wrong with it in one line, as everything else."""
+    """A command line that says what is wrong with it in one line, as everything else.
+
+    Options are written out: an abbreviation would mean another option once a job gets one that begins alike.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

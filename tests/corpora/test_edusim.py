@@ -143,6 +143,13 @@ def test_reference_scores_give_ceiling_and_prior() -> None:
     assert scores["class_prior_accuracy"] == pytest.approx((labels == prior).mean())
 
 
+def test_the_ceiling_is_over_all_classes_as_every_other_score() -> None:
+    corpus = EduSim(sessions=3, speakers=3, mean_steps=1, seed=1)
+    scores = corpus.reference_scores("test", corpus.references()[:1])
+    assert scores["ceiling_accuracy"] == 1.0
+    assert scores["ceiling_macro_f1"] == 0.25, "one step, and so one of four classes"
+
+
 # ---- mistakes ------------------------------------------------------------------------------------------------
 
 

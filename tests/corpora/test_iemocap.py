@@ -85,6 +85,13 @@ def test_three_modalities_and_labels_meet_on_one_grid(published: Path, tmp_path:
     assert alone.labels.tolist() == [0, 0]
 
 
+def test_a_dialogue_without_a_picture_and_its_last_sentence_ends_earlier(folder: Path) -> None:
+    replaced(IMPRO_FILE, "F001\txxx", "F001\tang")(folder)
+    (folder / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F001.wav").unlink()
+    session = Iemocap(source=str(folder), **NOTHING).load(reference())
+    assert session.labels.tolist() == [3, 3, 4, 4]
+
+
 def test_a_recording_is_what_the_files_say(published: Path) -> None:
     corpus = Iemocap(source=str(published), **NOTHING)
     recording = corpus.recording(reference())

@@ -102,6 +102,12 @@ def test_three_modalities_and_labels_meet_on_one_grid(published: Path, tmp_path:
     assert session.present["text"].all()
 
 
+def test_a_dialogue_without_its_last_video_ends_earlier(folder: Path) -> None:
+    (folder / "train" / "train_splits" / "dia0_utt3.mp4").unlink()
+    session = Meld(source=str(folder), **NOTHING).load(reference())
+    assert [EMOTIONS[label] for label in session.labels] == ["sadness"], "the words are not read"
+
+
 def test_tables_name_utterances_by_split_dialogue_and_number(published: Path, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("utterance,class\ntrain_dia0_utt3,bored\ndev_dia0_utt0,curious\n")

@@ -111,6 +111,15 @@ def replace(file: str, old: str, new: str) -> Callable[[Path], object]:
     return spoil
 
 
+def lengthen(file: str) -> Callable[[Path], object]:
+    """A quote too many, which nothing closes before what a reader takes for one cell."""
+
+    def spoil(folder: Path) -> None:
+        (folder / file).write_text('"stray,' + "no quote\n" * 20_000 + (folder / file).read_text())
+
+    return spoil
+
+
 def keep_lines(file: str, count: int) -> Callable[[Path], object]:
     def spoil(folder: Path) -> None:
         (folder / file).write_text("".join((folder / file).read_text().splitlines(keepends=True)[:count]))
@@ -128,12 +137,16 @@ def keep_lines(file: str, count: int) -> Callable[[Path], object]:
         (replace("rows_test.txt", "4", "2"), "name row 2 of transcripts.csv 2 times"),
         (replace("rows_test.txt", "4", "6"), r"rows_test.txt, line 1: expected a row .*0 to 5.*'6'"),
         (replace("rows_test.txt", "4", "-4"), "rows_test.txt, line 1"),
+        (replace("rows_test.txt", "4", "4" * 5000), "rows_test.txt, line 1"),
+        (replace("transcripts.csv", "zebra_1", f"zebra_{'1' * 5000}"), r"transcripts.csv, line 6: expected <video>"),
         (replace("video_train0.csv", '"1002.0",', ""), "video_train0.csv: expected 101 numbers"),
         (replace("video_train0.csv", '"1002.0"', '"smile"'), "video_train0.csv: expected 101 numbers"),
         (replace("video_train0.csv", '"1002.0"', '"nan"'), "video_train0.csv, line 1: a value is not finite"),
         (replace("transcripts.csv", '"7","1"', '"7","0"'), r"audio_train0.csv, line 3: label 1, but .* says 0"),
         (replace("transcripts.csv", "zebra_1", "zebra1"), r"transcripts.csv, line 6: expected <video>_<n>"),
         (replace("transcripts.csv", '"7","0"', '"7","2"'), r"transcripts.csv, line 1: expected"),
+        (lengthen("transcripts.csv"), r"transcripts.csv, line \d+: not a CSV file \(field larger than field limit"),
+        (lengthen("text_test0.csv"), r"text_test0.csv, line \d+: not a CSV file \(field larger than field limit"),
         (replace("transcripts.csv", "zebra_1", "under_score_4"), "an utterance is listed twice"),
         (replace("transcripts.csv", "zebra_1", "under_score_5"), "'under_score' has utterances in both"),
     ],

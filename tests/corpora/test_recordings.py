@@ -185,7 +185,7 @@ def test_a_session_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert "unknown label 'angry' at 0 s (classes: confused" in said(
         replace(good, spans=(LabelledSpan(0.0, 1.0, "angry"),))
     )
-    late = replace(good, spans=(LabelledSpan(1000.0, 2000.0, "bored"),))
+    late = replace(good, spans=write_rows(tmp_path / "late.csv", "start,end,label", "1000,2000,bored"))
     assert "begins at 1000 s, after the recording's end at 2 s: are its times in seconds?" in said(late)
     turned = replace(good, spans=(LabelledSpan(1.0, 0.5, "bored"),))
     assert "'bored' runs from 1 to 0.5 s" in said(turned)

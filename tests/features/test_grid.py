@@ -86,6 +86,12 @@ def test_less_than_half_a_step_is_no_label() -> None:
     assert labels((3.0, 3.2, 1), seconds=3.3)[3] == 1, "only the part inside the recording counts"
 
 
+def test_what_lies_after_the_recordings_end_counts_for_no_class() -> None:
+    assert labels((18, 22, 2), (22, 60, 1), seconds=23, step_seconds=10) == [IGNORED_LABEL, IGNORED_LABEL, 2]
+    assert labels((0.28, 1.0, 1), seconds=0.3) == [IGNORED_LABEL]
+    assert labels((0.14, 1.0, 1), seconds=0.3) == [1]
+
+
 def test_equal_shares_go_to_the_lower_class_and_no_class_is_no_label() -> None:
     assert labels((0.5, 1.0, 0), (0.0, 0.5, 2), seconds=1.0) == [0]
     assert labels((0.0, 1.0, -1), seconds=1.0) == [IGNORED_LABEL]
@@ -107,14 +113,14 @@ def test_a_label_covers_half_its_step_and_no_class_covers_more(
     spans = [(start, start + length, index) for start, length, index in raw]
     steps = steps_covering(seconds, step_seconds)
     for step, label in enumerate(step_labels(spans, steps=steps, seconds=seconds, step_seconds=step_seconds)):
-        low, high = step * step_seconds, (step + 1) * step_seconds
+        low, high = step * step_seconds, min((step + 1) * step_seconds, seconds)
         bounds = sorted({low, high, *(time for s, e, _ in spans for time in (s, e) if low < time < high)})
         pieces = [((start + end) / 2, end - start) for start, end in itertools.pairwise(bounds)]
         covered = [
             sum(length for middle, length in pieces if any(s <= middle <= e and i == index for s, e, i in spans))
             for index in range(4)
         ]
-        half = (min(high, seconds) - low) / 2
+        half = (high - low) / 2
         if label == IGNORED_LABEL:
             assert max(covered) <= half + 1e-5
         else:

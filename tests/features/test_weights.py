@@ -134,6 +134,10 @@ def test_another_architecture_or_damage_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_without_its_tokenizer_or_preprocessor_is_refused(tmp_path: Path) -> None:
     folder = save_wav2vec2(tmp_path / "model")
+    for spoilt, message in {"[]": "lacks a usable", '{"sampling_rate": 8000}': "hears 8000 samples a second"}.items():
+        (folder / "preprocessor_config.json").write_text(spoilt)
+        with pytest.raises(UserError, match=rf"options\.audio\.model: .*{message}"):
+            AudioSettings(extractor="wav2vec2", model=str(folder)).build()
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"preprocessor_config\.json"):
         AudioSettings(extractor="wav2vec2", model=str(folder)).build()

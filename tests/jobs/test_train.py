@@ -16,7 +16,7 @@ from tests.tracking.tracking_server import free_port
 
 from emolab import cluster
 from emolab.cluster import ClusterSettings, connected
-from emolab.doctor import examine
+from emolab.doctor import Finding, examine, print_findings
 from emolab.job import run_job
 from emolab.locks import holding
 from emolab.names import UserError
@@ -212,6 +212,13 @@ def test_the_doctor_sees_that_a_tracker_does_not_answer(tmp_path: Path, monkeypa
     assert not tracker.good
     assert "cannot be reached" in tracker.detail
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["[lab]", "x[/lab]"])
+def test_the_doctor_shows_what_it_found_as_it_is(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"sqlite:////data/{folder}/mlflow.db"
+    assert print_findings([Finding(topic="tracker", good=True, detail=address)])
+    assert address in capsys.readouterr().out
 
 
 def test_the_doctor_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

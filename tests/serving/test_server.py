@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ import torch
 from ray.util.state import list_actors
 from tests.conftest import REPOSITORY
 from tests.docs.guides import run_section
+from tests.serving.browser import CHROMIUM, browse
 from tests.serving.parts import LATE_FUSION, World, clean_environment, free_port, keep_model
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -285,9 +285,6 @@ def test_the_page_is_whole_and_loads_nothing_from_anywhere(server: Server) -> No
     assert error.value.code == 404
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 COUNT_SOCKETS = """
 window.opened = [];
 document.body.dataset.stage = 'clicked';
@@ -297,8 +294,6 @@ window.WebSocket = class extends WebSocket { constructor(address) { super(addres
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 def test_the_page_replays_a_session_in_a_browser(server: Server, tmp_path: Path) -> None:
-    from tests.serving.browser import browse
-
     address = f"http://127.0.0.1:{server.port}/?play&speed=20"
     with browse(str(CHROMIUM), tmp_path, address) as tab:
         tab.wait("document.body.dataset.stage === 'done'", seconds=60)

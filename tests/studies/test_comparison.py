@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from filelock import FileLock
 from hypothesis import given
@@ -31,7 +33,7 @@ from emolab.locks import LOCK
 from emolab.names import UserError
 from emolab.reports import comparison_figures
 from emolab.reports.comparison import comparison_files, comparison_page, comparison_tables
-from emolab.reports.comparison_text import header_lines
+from emolab.reports.comparison_text import header_lines, still_improving
 from emolab.reports.page import Measured
 from emolab.scores import accuracy, class_f1, macro_f1
 from emolab.sessions.loading import load_split
@@ -41,10 +43,10 @@ from emolab.studies import test_split as opening
 from emolab.studies import theory
 from emolab.studies.comparison import compare, plan_comparison
 from emolab.studies.comparison_analysis import Analysis, analyse
-from emolab.studies.comparison_cells import Remaining, Trained
+from emolab.studies.comparison_cells import Place, Remaining, Trained, _in_parallel, _result, train_cells
 from emolab.studies.comparison_results import CellResult, Comparison, read_comparison
 from emolab.studies.comparison_search import SEARCHES, search_settings
-from emolab.studies.comparison_settings import MODELS, CompareSettings, SearchBudget, with_default_preset
+from emolab.studies.comparison_settings import MODELS, CompareSettings, SearchBudget, default_preset
 from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
 from emolab.studies.theory import TheoryRecord
@@ -302,6 +304,42 @@ def test_a_diverging_cell_is_recorded_and_more_seeds_can_be_added(
     assert "1 of these models was trained after" in (tmp_path / "study" / "report.html").read_text()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_the_system_refuses_to_one_cell_is_that_cell_s_failure(toy_data: Path, tmp_path: Path) -> None:
+    settings = settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", seeds=[0, 1])
+    cells = [settings.cell("early_fusion", seed, tmp_path) for seed in settings.seeds]
+    (cells[0].folder / "curves.svg").mkdir(parents=True)  # cannot be written, as on a full disk
+    place = Place(
+        tracker_uri=tracker_of(settings).uri, experiment="tests", output=str(tmp_path), parent="", concurrency=1, gpus=0
+    )
+    lines: list[str] = []
+    refused, trained = train_cells(cells, place, report=lines.append)
+    assert "curves.svg" in refused.failure and refused.failure.endswith(": Is a directory")
+    assert refused.run_id and not refused.diverged
+    assert not trained.failure and trained.checkpoint
+    assert len(lines) == 2
+
+
+def _read_what_is_not_there(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@pytest.mark.ray
+def test_a_task_that_the_system_or_ray_ends_is_an_answer_and_no_traceback(ray_cluster: None, tmp_path: Path) -> None:
+    task = ray.remote(_read_what_is_not_there).options(num_cpus=1)
+    ((_, refused),) = _in_parallel(task, [(str(tmp_path / "absent"),)], 1)
+    assert isinstance(refused, UserError)
+    assert str(refused) == f"{tmp_path / 'absent'}: No such file or directory"
+    reference = ray.remote(_sleep).options(num_cpus=1).remote(60.0)
+    ray.cancel(reference)
+    assert str(_result(reference)) == "its process was lost (TaskCancelledError)"
+
+
 def test_what_was_trained_before_is_no_time_that_is_left(toy_data: Path, tmp_path: Path) -> None:
     settings = settings_for(toy_data, tmp_path, models=["early_fusion"], reference="early_fusion", seeds=[0, 1, 2])
     cells = [settings.cell("early_fusion", seed, tmp_path) for seed in settings.seeds]
@@ -485,9 +523,11 @@ def test_options_reach_the_models_that_have_them_and_no_others() -> None:
     assert len({(cell.output, cell.name) for cell in cells.values()}) == len(MODELS)
 
 
-def test_the_command_line_takes_lists_either_way_and_means_the_small_preset() -> None:
+def test_the_command_line_takes_lists_either_way_and_means_the_small_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def read(*arguments: str) -> CompareSettings:
-        return parse(CompareSettings, with_default_preset(arguments), description="")[0]
+        return parse(CompareSettings, arguments, description="", default_preset=default_preset)[0]
 
     assert read().data == "data/edusim-small"
     assert read().model["d_model"] == 32
@@ -498,6 +538,13 @@ def test_the_command_line_takes_lists_either_way_and_means_the_small_preset() ->
     assert read("--seeds", "7").seeds == read("--seeds", "[7]").seeds == (7,)
     assert read("models=[edu_emotionnet]", "seeds=[7]", "model.d_model=16").model == read().model | {"d_model": 16}
     assert read().models == MODELS
+    assert capsys.readouterr().err.startswith("preset small: ")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("training: {epochs: 2}\n")
+    assert read("--config", str(mine)).model == CompareSettings().model
+    with pytest.raises(UserError, match="--conf"):
+        read("--conf", str(mine))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_search_does_not_hang_on_the_order_of_the_seeds(tmp_path: Path) -> None:
@@ -796,6 +843,28 @@ def test_tables_parse_back_to_the_numbers_they_hold() -> None:
                 else:
                     assert row[column] == ("" if value is None else str(value))
                     assert part.replace("\\", "") == ("--" if value is None else str(value))
+
+
+def test_a_best_epoch_that_was_the_last_is_counted_by_the_epochs_of_its_own_cell() -> None:
+    comparison = judged({"edu_emotionnet": [0.8, 0.7], "mult": [0.6, 0.65]}, settings={"training": {"epochs": 20}})
+    settings = CompareSettings.model_validate(
+        {"training": {"epochs": 20}, "tuned": {"mult": {"training": {"epochs": 50}}}}
+    )
+
+    def told(best: Mapping[str, int], reached: Mapping[str, int]) -> int:
+        cells = tuple(
+            replace(
+                cell,
+                history=({"epoch": reached[cell.model], "best_epoch": best[cell.model]},),
+                configuration=settings.cell(cell.model, cell.seed, Path("x")).settings.model_dump(mode="json"),
+            )
+            for cell in comparison.comparison.cells
+        )
+        return still_improving(replace(comparison.comparison, cells=cells))
+
+    assert told({"edu_emotionnet": 3, "mult": 50}, {"edu_emotionnet": 20, "mult": 50}) == 2  # of 2 seeds
+    assert told({"edu_emotionnet": 20, "mult": 20}, {"edu_emotionnet": 20, "mult": 20}) == 2
+    assert told({"edu_emotionnet": 3, "mult": 20}, {"edu_emotionnet": 20, "mult": 20}) == 0, "mult ran out of patience"
 
 
 def test_the_size_and_training_of_every_model_stand_beside_each_other() -> None:

@@ -9,6 +9,7 @@ each feature row its 0-based row in transcripts.csv).
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,8 @@ from emolab.sessions.schema import Session
 _WIDTHS = {"audio": 73, "visual": 100, "text": 100}
 _FILES = {"audio": "audio", "visual": "video", "text": "text"}
 _PUBLISHED: tuple[Split, ...] = ("train", "test")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+"""Of an utterance or a row; Python reads no number of any length."""
 
 
 @register
@@ -181,9 +184,9 @@ def _tables(source: str) -> _Tables:
 def _transcripts(path: Path) -> tuple[list[tuple[str, int]], NDArray[np.int64]]:
     """(video, position) and label of every utterance."""
     names, labels = [], []
-    for line, fields in enumerate(csv.reader(_lines(path)), start=1):
+    for line, fields in enumerate(_table(path), start=1):
         video, _, position = fields[0].rpartition("_") if len(fields) == 4 else ("", "", "")
-        if not video or not position.isdecimal() or fields[3] not in ("0", "1"):
+        if not video or not _NUMBER.fullmatch(position) or fields[3] not in ("0", "1"):
             raise UserError(f"{path}, line {line}: expected <video>_<n>, words, video number and label 0 or 1")
         names.append((video, int(position)))
         labels.append(int(fields[3]))
@@ -195,7 +198,7 @@ def _transcripts(path: Path) -> tuple[list[tuple[str, int]], NDArray[np.int64]]:
 def _rows(path: Path, utterances: int) -> NDArray[np.int64]:
     lines = _lines(path)
     for number, line in enumerate(lines, start=1):
-        if not line.isdecimal() or int(line) >= utterances:
+        if not _NUMBER.fullmatch(line) or int(line) >= utterances:
             raise UserError(
                 f"{path}, line {number}: expected a row of transcripts.csv (0 to {utterances - 1}), got {line[:20]!r}"
             )
@@ -204,9 +207,9 @@ def _rows(path: Path, utterances: int) -> NDArray[np.int64]:
 
 def _features(path: Path, width: int, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """(rows, width) features of one file, after comparing its shape and its label column."""
-    lines = _lines(path)
+    rows = _table(path)
     try:
-        table = np.array(list(csv.reader(lines)), dtype=np.float64)
+        table = np.array(rows, dtype=np.float64)
     except ValueError as error:
         raise UserError(f"{path}: expected {width + 1} numbers in every line ({error})") from error
     if table.shape != (len(labels), width + 1):
@@ -219,6 +222,14 @@ def _features(path: Path, width: int, labels: NDArray[np.int64]) -> NDArray[np.f
         line = int(np.argmax(wrong))
         raise UserError(f"{path}, line {line + 1}: label {table[line, -1]:g}, but transcripts.csv says {labels[line]}")
     return table[:, :-1].astype(np.float32)
+
+
+def _table(path: Path) -> list[list[str]]:
+    reader = csv.reader(_lines(path))
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not a CSV file ({error})") from None
 
 
 def _lines(path: Path) -> list[str]:

@@ -110,7 +110,7 @@ def step_labels(
     for start, end, index in _united(spans):
         first, last = max(0, int(start // step_seconds)), min(steps, steps_covering(end, step_seconds))
         for step in range(first, last if index >= 0 else first):
-            overlap = min(end, (step + 1) * step_seconds) - max(start, step * step_seconds)
+            overlap = min(end, seconds, (step + 1) * step_seconds) - max(start, step * step_seconds)
             covered[step, index] = covered.get((step, index), 0.0) + max(0.0, overlap)
     labels = np.full(steps, IGNORED_LABEL, dtype=np.int64)
     best = np.zeros(steps)

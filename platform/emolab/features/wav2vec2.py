@@ -33,11 +33,16 @@ class Wav2Vec2:
         self.model = load_transformer(Wav2Vec2Model, weights)
         try:
             self.normalise = Wav2Vec2FeatureExtractor.from_pretrained(weights.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a missing or damaged one fails in many ways
             raise UserError(
                 f"options.{weights.option}: {weights.folder} lacks a usable preprocessor_config.json ({said(error)}): "
                 "download it with the model"
             ) from None
+        if self.normalise.sampling_rate != SAMPLE_RATE:
+            raise UserError(
+                f"options.{weights.option}: {weights.folder} hears {str(self.normalise.sampling_rate)[:20]} samples a "
+                f"second by its preprocessor_config.json, sound is read at {SAMPLE_RATE}: take another model"
+            )
         self.width: int = self.model.config.hidden_size
         self.stride = int(np.prod(self.model.config.conv_stride))
         self.field = _receptive_field(self.model.config.conv_kernel, self.model.config.conv_stride)

@@ -63,10 +63,12 @@ def _openings(analysis: Analysis) -> str:
 
 
 def still_improving(comparison: Comparison) -> int:
-    """Models whose best validation score was that of the very last epoch allowed."""
-    last = [cell.history[-1] for cell in comparison.cells if cell.history]
-    allowed = comparison.settings.get("training", {}).get("epochs")
-    return sum(report["epoch"] == report.get("best_epoch") == allowed for report in last)
+    """Models whose best validation score was that of the very last epoch that they were allowed."""
+    return sum(
+        cell.history[-1]["epoch"] == cell.history[-1].get("best_epoch") == cell.configuration["training"]["epochs"]
+        for cell in comparison.cells
+        if cell.history and cell.configuration
+    )
 
 
 def _reference_points(manifest: Manifest) -> str:

@@ -23,6 +23,7 @@ from emolab.reports.promotion_figures import curves, recalls, single_losses
 from emolab.scores import accuracy, class_precision, class_recall, macro_f1
 from emolab.studies.bootstrap import METRICS, Interval, Metric, class_f1_intervals, metric_interval
 from emolab.studies.resampling import FEWEST_CLUSTERS
+from emolab.training.made_for import normalisation
 from emolab.training.train import flatten
 
 SIMULATED = (
@@ -228,10 +229,12 @@ def _data(judged: Judged) -> list[Section]:
         shares = (s.label_counts[i] / max(1, sum(s.label_counts)) for s in splits)
         rows.append([f"labelled {name}", *(f"{share:.0%}" for share in shares)])
     rows += [[f"with {name}", *(f"{s.present.get(name, 0.0):.0%}" for s in splits)] for name in manifest.dimensions]
+    alone = normalisation(manifest.model_dump(include={"protocol"})) == "session"
+    first = "scaled within each session to mean 0 and deviation 1 over its observed steps, then " if alone else ""
     text = (
         f"Corpus {manifest.corpus}, data set {manifest.digest}. No speaker is in two splits. Features per step: "
         + ", ".join(f"{name} {width}" for name, width in manifest.dimensions.items())
-        + ". They are standardised with the training split's mean and deviation, which are part of the weights."
+        + f". They are {first}standardised with the training split's mean and deviation, which are part of the weights."
     )
     provenance = [[key, Styled(str(value))] for key, value in flatten(dict(manifest.provenance)).items()]
     return [

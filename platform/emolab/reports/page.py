@@ -40,7 +40,7 @@ for (const table of document.querySelectorAll('table')) {
     head.dataset.up = up;
     const key = row => row.cells[column].dataset.value;
     const order = (a, b) => { const x = key(a), y = key(b), n = x - y;
-      return (isNaN(n) ? x.localeCompare(y) : n) * (up ? 1 : -1); };
+      return (isNaN(n) ? x.localeCompare(y, undefined, {numeric: true}) : n) * (up ? 1 : -1); };
     [...body.rows].sort(order).forEach(row => body.append(row));
   }));
 }

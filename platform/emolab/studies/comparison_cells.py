@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from emolab.cluster import user_error
 from emolab.names import UserError
@@ -151,10 +151,10 @@ def _train_cell(cell: Cell, place: Place) -> Trained:
         with place.tracker() as tracker:
             trained = train(cell.settings, tracker=tracker, parent=place.parent, tags=tags, patience=_DYING_SECONDS)
         digest = checkpoint_digest(trained.folder / "model")
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Trained(
             run_id=_known_run(cell), seconds=time.perf_counter() - started, resumed=False,
-            failure=str(error), diverged=isinstance(error, NonFiniteLossError),
+            failure=_said(error), diverged=isinstance(error, NonFiniteLossError),
         )  # fmt: skip
     return Trained(
         run_id=trained.run_id,
@@ -189,8 +189,9 @@ def _score_cell(cell: Cell, trained: Trained, place: Place, frozen: list[str]) -
 
 
 def _in_parallel(task: Any, calls: Sequence[tuple[Any, ...]], concurrency: int) -> Iterator[tuple[int, Any]]:
-    """(position, result) of every call as it ends, ``concurrency`` at a time. A user's mistake and a lost process
-    come as exceptions in place of the result; anything else is raised."""
+    """(position, result) of every call as it ends, ``concurrency`` at a time. A user's mistake, a lost process and
+    what the system refuses, such as a full disk, come as exceptions in place of the result; anything else is raised.
+    """
     waiting = list(enumerate(calls))[::-1]
     running: dict[ray.ObjectRef, int] = {}
     try:
@@ -209,13 +210,21 @@ def _in_parallel(task: Any, calls: Sequence[tuple[Any, ...]], concurrency: int) 
 def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
-    except (WorkerCrashedError, OutOfMemoryError) as error:
-        return UserError(f"its process was lost ({type(error).__name__})")
     except RayTaskError as error:
         cause = user_error(error)
         if isinstance(cause, UserError):
             return cause
+        if isinstance(error.cause, OSError):
+            return UserError(_said(error.cause))
         raise
+    except RayError as error:  # a lost process comes as more than one class: a lost node has its own
+        return UserError(f"its process was lost ({type(error).__name__})")
+
+
+def _said(error: UserError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _known_run(cell: Cell) -> str:

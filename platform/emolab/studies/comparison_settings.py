@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -169,10 +168,9 @@ class CompareSettings(Settings):
         )
 
 
-def with_default_preset(arguments: Sequence[str]) -> list[str]:
-    """The command line of the job; without a preset or a file of its own it means the small preset."""
-    chosen = any(argument.startswith(("--preset", "--config")) for argument in arguments)
-    return list(arguments) if chosen else ["--preset", "small", *arguments]
+def default_preset() -> tuple[str, str]:
+    """The preset for a call without one, and the reason for the choice."""
+    return "small", "all models, sized for a few CPU cores"
 
 
 def _options(model: str) -> set[str]:
