@@ -412,6 +412,7 @@ def test_every_model_gets_the_same_search_and_its_cells_the_best_of_it(
         assert analysis.comparison.settings["tuned"][model] == {"training": {"learning_rate": rate}}
         _, saved = load_model(tmp_path / "runs" / "study" / "cells" / f"{model}-seed-0" / "model")
         assert saved.state["training"]["learning_rate"] == rate
+    assert {tracker.client.get_run(search["run_id"]).info.status for search in found.values()} == {"FINISHED"}
     before = traces(tmp_path / "runs")
     again, lines = run(settings)
     assert traces(tmp_path / "runs") == before

@@ -173,6 +173,17 @@ def test_the_same_call_runs_nothing_again_and_a_larger_budget_only_the_rest(fini
 
 @pytest.mark.slow
 @pytest.mark.ray
+def test_a_search_that_is_over_leaves_its_run_as_it_is_when_it_is_called_again(finished: Finished) -> None:
+    settings, result, _ = finished
+    tracker = tracker_of(settings)
+    before = tracker.client.get_run(result.run_id).to_dictionary()
+    assert (before["info"]["status"], before["data"]["tags"]["emolab.search"]) == ("FINISHED", "over")
+    assert not search(settings, tracker).computed
+    assert tracker.client.get_run(result.run_id).to_dictionary() == before
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_a_search_that_has_been_silent_says_where_it_stands(
     ray_cluster: None, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +268,11 @@ def test_a_dry_run_says_how_long_it_will_take(ray_cluster: None, toy_data: Path,
     known = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"scheduler": "none"})})
     text = calibrate(known, plan_search(known), Begun(trials=5, epochs=30, finals=4))
     assert text.startswith("5 trials have ended; expected: 18 of at most 18 epochs in the search, 12 in the final, 6 ")
+    assert "this call comes to" not in text
+    hurried = known.model_copy(update={"tuning": known.tuning.model_copy(update={"time_budget_s": 1e-4})})
+    text = plan_search(hurried).describe(hurried) + calibrate(hurried, plan_search(hurried), Begun())
+    assert "no trial begun after 0.0001 s" in text
+    assert text.endswith("; this call comes to about 0% of the search")
     assert not Path(settings.output).exists()
 
 
