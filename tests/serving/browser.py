@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.serving.parts import free_port
+from tests.ports import free_port
 from websockets.sync.client import ClientConnection, connect
 
 

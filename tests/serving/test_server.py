@@ -27,7 +27,8 @@ import torch
 from ray.util.state import list_actors
 from tests.conftest import REPOSITORY
 from tests.docs.guides import run_section
-from tests.serving.parts import LATE_FUSION, World, clean_environment, free_port, keep_model
+from tests.ports import free_port
+from tests.serving.parts import LATE_FUSION, World, clean_environment, keep_model
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from tests.docs.guides import guide, quoted, rows, run_section, sections
-from tests.serving.parts import World, free_port
+from tests.ports import free_port
+from tests.serving.parts import World
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 

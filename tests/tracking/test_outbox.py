@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from tests.conftest import REPOSITORY
-from tests.tracking.tracking_server import free_port, gate, mlflow_server
+from tests.ports import free_port
+from tests.tracking.tracking_server import gate, mlflow_server
 
 from emolab.__main__ import deliver_outbox
 from emolab.names import UserError

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.tracking.tracking_server import free_port
+from tests.ports import free_port
 
 from emolab.__main__ import deliver_outbox
 from emolab.names import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tracking.tracking_server import free_port, mlflow_server
+from tests.ports import free_port
+from tests.tracking.tracking_server import mlflow_server
 
 from emolab.tracking.provenance import CLEAN, COMMIT
 from emolab.tracking.runs import MLflowTracker, open_tracker
