@@ -55,6 +55,7 @@ class Gate(ThreadingHTTPServer):
         self.random = random.Random(seed)
         self.lost_questions = self.lost_answers = self.passed = 0
         self.delay = 0.0
+        """Seconds for which every request waits; those under way as well wait no longer once it is 0."""
 
     @property
     def address(self) -> str:
@@ -68,7 +69,9 @@ class _GateHandler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         gate = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(gate.delay)
+        came = time.monotonic()
+        while time.monotonic() < came + gate.delay:
+            time.sleep(0.02)
         fate = gate.random.random()
         if fate < gate.lose / 2:
             gate.lost_questions += 1
