@@ -148,7 +148,7 @@ def test_the_test_split_is_opened_once_per_cell_after_all_are_trained(finished: 
     assert finished.comparison.openings == {"models": 4, "sweeps": 0}
     assert finished.analysis.trained_late() == 0
     assert sum(line.startswith("cell ") for line in finished.lines) == 4
-    assert re.search(r"cell 2 of 4 .* about \d+ s left", "\n".join(finished.lines))
+    assert re.search(r"cell 2 of 4 .* about \d+ (s|min) left", "\n".join(finished.lines))
     assert any("opened for 4 of 4" in line for line in finished.lines)
 
 
