@@ -200,7 +200,7 @@ def test_a_slow_tracker_does_not_hold_up_the_search(tmp_path: Path) -> None:
 
     class Slow(Interrupted):
         def start(self, *arguments: Any, **options: Any) -> Run:
-            assert searched.wait(60), "the search waits for the tracker"
+            assert searched.wait(30), "the search waits for the tracker"
             return super().start(*arguments, **options)
 
     study = Study(tmp_path / "study.db", "s", space=SPACE)
