@@ -15,12 +15,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+import ray
 
 from emolab.cluster import ClusterSettings, connected
 from emolab.corpora.corpus import Corpus, SessionReference
@@ -31,6 +33,13 @@ from emolab.sessions.schema import Session
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
+
+# How long an example takes says something of the machine, not of what is tested.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
+
 NEEDED = {"predict": ("--data=data",), "report": ("--run=run",)}
 """Options that a job cannot do without."""
 
@@ -122,7 +131,15 @@ def ray_cluster() -> Iterator[None]:
     # Sockets below this folder must have short names, so it lies in the system's own temporary folder.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        with connected(ClusterSettings(address="local", cpus=2)):
+        with ExitStack() as stack:
+            for tries_left in (2, 1, 0):
+                try:
+                    stack.enter_context(connected(ClusterSettings(address="local", cpus=2)))
+                    break
+                except UserError as error:  # a machine that is too busy may be less so a moment later
+                    ray.shutdown()
+                    if not tries_left or not str(error).startswith("Ray did not start"):
+                        raise
             yield
 
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tests.corpora import published_layouts, recorded_layouts
+from tests.corpora import published_layouts, recorded_layouts, test_mosi
 from tests.features.media_files import rendered_media
 
 from edu_emotionnet.conventions import MODALITIES
@@ -34,7 +34,12 @@ from emolab.sessions.schema import Session, to_row
 SMALL: dict[str, dict[str, Any]] = {"edusim": {"sessions": 40, "speakers": 7, "mean_steps": 8}}
 """Options that keep a generated corpus quick to list and load."""
 
-LAYOUTS = published_layouts.FIXTURES | recorded_layouts.FIXTURES | {"media": rendered_media}
+
+def mosi_layout(folder: Path) -> dict[str, Any]:
+    return {"source": str(test_mosi.write_folder(folder)), "validation_videos": 1}
+
+
+LAYOUTS = published_layouts.FIXTURES | recorded_layouts.FIXTURES | {"media": rendered_media, "mosi": mosi_layout}
 """Corpora of which the tests write a small copy; EMOLAB_<NAME> still names a real one."""
 _COPIES = tempfile.TemporaryDirectory(prefix="layouts-", ignore_cleanup_errors=True)
 
@@ -57,9 +62,10 @@ def build(name: str) -> Corpus:
     }
     options = dict(SMALL.get(name, {}))
     if required & {"source", "manifest"}:
-        if name in LAYOUTS and f"EMOLAB_{name.upper()}" not in os.environ:
-            return TypeAdapter(kind).validate_python(options | small_copy(name))
         beside = Path(__file__).parents[3] / "shared" / "data" / name
+        there = f"EMOLAB_{name.upper()}" in os.environ or (required == {"source"} and beside.is_dir())
+        if name in LAYOUTS and not there:
+            return TypeAdapter(kind).validate_python(options | small_copy(name))
         folder = Path(os.environ.get(f"EMOLAB_{name.upper()}", beside))
         if not folder.is_dir():
             pytest.skip(f"corpus {name}: no folder at EMOLAB_{name.upper()} or ../shared/data/{name}")

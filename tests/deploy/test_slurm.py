@@ -23,11 +23,18 @@ STAND_INS = {
     "hostname": 'if [ $# -gt 0 ]; then echo "fe80::1 192.0.2.1"; else echo node-a; fi',
     "openssl": "echo 0123abcd",
     "srun": 'echo "srun $*" >>"$CALLS"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "python": 'echo "python $*" >>"$CALLS"; cat >"$CALLS.py"; [[ $JOB != lonely ]]',
+    # As the real one, it ends no sooner than all nodes have started: the script ends them when its job is over.
+    "python": """
+echo "python $*" >>"$CALLS"
+cat >"$CALLS.py"
+until [[ $(grep -c '^ray start' "$CALLS") -ge $((SLURM_JOB_NUM_NODES > 1 ? 2 : 1)) ]]; do sleep 0.02; done
+[[ $JOB != lonely ]]
+""",
     "ray": """
+[[ $1 != start ]] || trap 'echo "ended $*" >>"$CALLS"; exit 0' TERM
 echo "ray $* mode=$RAY_AUTH_MODE token=$RAY_AUTH_TOKEN" >>"$CALLS"
 case "$1 $2" in
-  start*) trap 'echo "ended $*" >>"$CALLS"; exit 0' TERM; while true; do sleep 0.05; done ;;
+  start*) while true; do sleep 0.05; done ;;
   "job submit")
     [[ $JOB == fails ]] && exit 3
     until [[ -e $CALLS.stop ]]; do sleep 0.05; done ;;

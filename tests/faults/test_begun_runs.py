@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 from tests.faults import victims as jobs
 from tests.faults.killing import Trigger, Victims
-from tests.tracking.tracking_server import free_port, mlflow_server
+from tests.ports import free_port
+from tests.tracking.tracking_server import mlflow_server
 
 from emolab.sessions.manifest import FILE_NAME
 from emolab.tracking.sending import experiment_id

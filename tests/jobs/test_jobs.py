@@ -19,6 +19,8 @@ from tests.conftest import REPOSITORY
 from emolab.configuration import parse
 from emolab.training.recipe import TrainSettings
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole path from nothing too
+
 
 def command(job: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """A job as a process of its own: what to call, and its environment."""
@@ -223,7 +225,7 @@ def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_no_process(
     assert process.returncode == status, errors[-3000:]
     lines = [line for line in errors.splitlines() if line.strip()]
     assert lines == ["interrupted: run the same command again to continue"]
-    deadline = time.monotonic() + 30  # those that it told to end may take a moment
+    deadline = time.monotonic() + 120  # those that it told to end may take a moment
     while (left := _session(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, left

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import REPOSITORY
+from tests.ports import free_port
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the cluster too
 BIN = Path(sys.executable).parent
 SHORT = ("tuning.trials=1", "tuning.final_workers=1")
 """The whole preset is run by the tests of the jobs; here it is the submission that matters."""
@@ -24,12 +25,6 @@ def clean_environment() -> dict[str, str]:
     """Without what this test process knows of its own cluster: the command line would follow it there."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return known | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +46,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def head(repository: Path) -> Iterator[str]:
+def head(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`ray start --head` in the repository, on ports of its own; yields the dashboard's address."""
     port, dashboard = free_port(), free_port()
     # Nothing runs any more when it ends: no half minute of draining.
     environment = clean_environment() | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    log = tmp_path_factory.mktemp("head") / "output.log"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, log.open("wb") as output:
         arguments = [
             f"--port={port}",
             "--node-ip-address=127.0.0.1",
@@ -71,26 +67,32 @@ def head(repository: Path) -> Iterator[str]:
             [str(BIN / "ray"), "start", "--head", *arguments],
             cwd=repository,
             env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
         try:
-            wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+            wait_for(f"http://127.0.0.1:{dashboard}/api/version", process, log)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
             process.send_signal(signal.SIGTERM)  # --block ends what it started
             process.wait(60)
 
 
-def wait_for(url: str) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a process answers there.
+
+    Args:
+        log: what the process says.
+    """
     for _ in range(360):  # a busy machine takes its time; what is waited for is that it comes up at all
+        assert process.poll() is None, log.read_text()[-3000:]
         try:
             urllib.request.urlopen(url, timeout=2).read()
             return
         except OSError:
             time.sleep(0.5)
-    raise TimeoutError(url)
+    raise TimeoutError(f"{url}: {log.read_text()[-3000:]}")
 
 
 def submit(head: str, cwd: Path, *arguments: str) -> str:

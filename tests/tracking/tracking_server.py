@@ -3,7 +3,6 @@
 import http.client
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -12,12 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -62,6 +55,7 @@ class Gate(ThreadingHTTPServer):
         self.random = random.Random(seed)
         self.lost_questions = self.lost_answers = self.passed = 0
         self.delay = 0.0
+        """Seconds for which every request waits; those under way as well wait no longer once it is 0."""
 
     @property
     def address(self) -> str:
@@ -75,7 +69,9 @@ class _GateHandler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         gate = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(gate.delay)
+        came = time.monotonic()
+        while time.monotonic() < came + gate.delay:
+            time.sleep(0.02)
         fate = gate.random.random()
         if fate < gate.lose / 2:
             gate.lost_questions += 1

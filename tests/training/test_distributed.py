@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.training.test_loop import finish, settings_for
@@ -34,13 +35,18 @@ def test_the_best_weights_of_no_validation_are_refused_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+AUGMENTED = {"modality_dropout": 0.5, "feature_noise": 0.3, "length_buckets": 2, "gradient_clip": 0.5}
+
+
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.parametrize("recipe", [{}, AUGMENTED], ids=["plain", "augmented"])
 def test_two_workers_reach_the_weights_of_one_after_twenty_steps(
-    ray_cluster: None, toy_data: Path, tmp_path: Path
+    ray_cluster: None, toy_data: Path, tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
     # 42 sessions in batches of 9 are 5 steps an epoch; the last batch has 6, and shares differ in size.
-    settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, epochs=4, batch_size=9, ema_decay=0.8)
+    recipe = {"epochs": 4, "batch_size": 9, "ema_decay": 0.8} | recipe
+    settings = settings_for(toy_data, tmp_path, model={"dropout": 0.0}, **recipe)
     alone = finish(settings, CheckpointFolder(tmp_path / "alone"))
     told: list[EpochReport] = []
     fit_distributed(with_workers(settings, 2), tmp_path / "two", report=told.append)

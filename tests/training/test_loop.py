@@ -256,18 +256,30 @@ def test_a_tracked_run_is_resumed_by_the_same_settings_and_guards_its_folder(
         train(settings.model_copy(update={"name": "../evil"}))
 
 
+HOLDING = """
+import sys
+from pathlib import Path
+from emolab.locks import holding
+with holding(Path(sys.argv[1]), what="run"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_one_process_at_a_time_trains_a_run_and_the_second_waits_where_it_is_told_to(
     toy_data: Path, tmp_path: Path
 ) -> None:
     settings = settings_for(toy_data, tmp_path, epochs=1)
     folder = tmp_path / settings.run_name(read_manifest(toy_data).digest)
-    held = holding(folder, what="run")
-    held.__enter__()
-    with pytest.raises(UserError, match=rf"in use by another process .*{os.getpid()}"):
-        train(settings)
-    assert not (folder / "checkpoints").exists()
-    threading.Timer(1.0, lambda: held.__exit__(None, None, None)).start()
-    assert train(settings, patience=60.0).progress.finished
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"in use by another process .*{holder.pid}"):
+            train(settings)
+        assert not (folder / "checkpoints").exists()
+        threading.Timer(1.0, holder.kill).start()
+        assert train(settings, patience=60.0).progress.finished
 
 
 def test_a_file_system_without_locks_is_warned_of_and_used(

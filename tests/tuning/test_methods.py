@@ -121,8 +121,11 @@ def test_a_sampler_draws_the_same_again_and_something_else_after_a_restart(sampl
     if sampler == "grid":
         more = draws(tmp_path / "a", 17)
         assert sorted(first + more) == sorted({(0.25 * i, 0.25 * j) for i in range(5) for j in range(5)})
-    elif sampler == "random":
+    else:
         assert draws(tmp_path / "a", 8) != first
+        # Also where the search ended before there was anything to learn from, and all is drawn at random.
+        assert draws(tmp_path / "c", 2) == first[:2]
+        assert draws(tmp_path / "c", 2) != first[:2]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random"])

@@ -160,15 +160,23 @@ def test_a_search_that_was_deleted_in_the_tracker_is_recorded_anew(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_same_call_runs_nothing_again_and_a_larger_budget_only_the_rest(finished: Finished) -> None:
+def test_the_same_call_runs_nothing_again(finished: Finished) -> None:
     settings, result, _ = finished
     again = search(settings, tracker_of(settings))
     assert again.records == result.records
     assert again.run_id == result.run_id
-    more = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"trials": 10})})
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_larger_budget_runs_only_the_rest(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+    settings = tune_settings(toy_data, tmp_path, trials=2)
+    first = search(settings, tracker_of(settings))
+    more = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"trials": 4})})
     extended = search(more, tracker_of(settings))
-    assert len(extended.records) == 10
-    assert [r for r in extended.records if r.number < 8] == [r for r in result.records if r.number < 8]
+    assert extended.run_id == first.run_id
+    assert sorted(record.number for record in extended.records) == [0, 1, 2, 3]
+    assert [r for r in extended.records if r.number < 2] == first.records
 
 
 @pytest.mark.slow
