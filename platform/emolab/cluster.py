@@ -59,7 +59,7 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
             f"Ray did not start ({reason}): the machine may be too busy, run the same command again"
         ) from None
     if context.dashboard_url:
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
+        os.environ[API_SERVER] = f"http://{context.dashboard_url}"
     try:
         with _growing(settings):
             yield
@@ -67,6 +67,8 @@ def connected(settings: ClusterSettings | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""Ray's variable that says where the cluster's dashboard answers."""
 GROWS_TO = "EMOLAB_GROWS_TO"
 """Variable that says for all jobs of a cluster what ``cluster.grows_to`` says for one: Ray does not tell a job which
 nodes its autoscaler may add."""
@@ -225,9 +227,9 @@ _ANSWER_SECONDS = 30.0
 
 def worker_environment() -> dict[str, str]:
     """Environment variables that our tasks and actors need."""
-    address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    address = os.environ.get(API_SERVER)
     # Tune releases the workers of a stopped trial through the dashboard's API; without its address they stay.
-    return {"RAY_API_SERVER_ADDRESS": address} if address else {}
+    return {API_SERVER: address} if address else {}
 
 
 def user_error(error: BaseException) -> BaseException:

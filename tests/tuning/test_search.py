@@ -15,6 +15,7 @@ import optuna
 import pytest
 import ray
 import yaml
+from ray._private.services import find_gcs_addresses
 from ray.exceptions import OutOfMemoryError
 from tests.conftest import REPOSITORY
 from tests.docs.guides import notebook, run_section
@@ -599,16 +600,33 @@ def test_an_epoch_budget_is_spent_exactly(ray_cluster: None, toy_data: Path, tmp
     assert search(settings, NoTracker()).records == result.records
 
 
+@pytest.fixture
+def another_ray() -> Iterator[None]:
+    """A process that Ray takes for that of another Ray on this machine, as it looks at their command lines."""
+    arguments = ["raylet", "-c", "import time; time.sleep(600)", "--gcs-address=127.0.0.1:1"]
+    with subprocess.Popen(arguments, executable=sys.executable) as process:
+        while "127.0.0.1:1" not in find_gcs_addresses():
+            time.sleep(0.05)
+        yield
+        process.kill()
+
+
 @pytest.mark.scenario
 @pytest.mark.slow
 @pytest.mark.ray
-def test_trials_of_two_workers_keep_an_epoch_budget(ray_cluster: None, toy_data: Path, tmp_path: Path) -> None:
+def test_trials_of_two_workers_keep_an_epoch_budget_and_give_back_what_they_held(
+    ray_cluster: None, another_ray: None, toy_data: Path, tmp_path: Path
+) -> None:
     settings = tune_settings(toy_data, tmp_path, trials=3, epoch_budget=8, scheduler="none", sampler="random")
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"count": 2})})
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(HARMLESS))
     result = search(settings, NoTracker())
     ended = [(r.epochs, r.state, r.reason) for r in sorted(result.records, key=lambda r: r.number)]
     assert ended == [(6, "COMPLETE", ""), (2, "PRUNED", "the epoch budget was spent after epoch 2")]
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources().get("CPU") == 2.0, "the next trial would wait for ever"
     assert search(settings, NoTracker()).records == result.records
 
 

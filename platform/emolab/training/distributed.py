@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 
 from emolab.checkpoint import CheckpointFolder
-from emolab.cluster import user_error, worker_environment
+from emolab.cluster import API_SERVER, user_error, worker_environment
 from emolab.remote_checkpoints import run_checkpoints
 from emolab.sessions.manifest import read_manifest
 from emolab.training.datasets import from_datasets, shared_datasets
@@ -48,6 +49,7 @@ def fit_distributed(
     plan = settings.workers
     fewest = plan.minimum or plan.count
     check_room(plan, count=fewest, purpose=f"training with {fewest} workers")
+    _tell_controller()
     # Ray Train takes one report per poll, and by default polls every two seconds: short epochs would wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     data = Path(settings.data).resolve()
@@ -81,6 +83,14 @@ def fit_distributed(
             trainer.fit()
     except Exception as error:
         raise _cause(error) from error
+
+
+def _tell_controller() -> None:
+    """Hand the dashboard's address on to Ray Train's controller, and so to its helper that frees what the workers of a
+    stopped trial held. Where several Rays run on a machine the helper finds its own by nothing else, and ends: the CPUs
+    stay taken, and the next trial waits for ever."""
+    constants: Any = importlib.import_module("ray.train.v2._internal.constants")
+    constants.ENV_VARS_TO_PROPAGATE.add(API_SERVER)
 
 
 class _Trainer(TorchTrainer):

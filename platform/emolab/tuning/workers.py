@@ -16,6 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from emolab.cluster import worker_environment
 from emolab.training.distributed import fit_distributed, trained_epochs
 from emolab.training.recipe import TrainSettings
 from emolab.tuning.pack import reason_of
@@ -24,8 +25,8 @@ from emolab.tuning.space import configured
 from emolab.tuning.study import Study
 from emolab.tuning.trials import METRIC, SPENT, State
 
-BASE = "base"
-"""Key of a trial's configuration that holds the settings all trials share."""
+BASE, ENVIRONMENT = "base", "environment"
+"""Keys of a trial's configuration: the settings that all trials share, and variables that its process needs."""
 FAILURE = "failure"
 """Result key: why a trial could not go on."""
 FINISHED = "finished"
@@ -175,7 +176,10 @@ def run_with_workers(
     ray.tune.Tuner(
         # The workers reserve their own CPUs; the trial's own process only waits for them.
         ray.tune.with_resources(distributed_trial, {"memory": 64 * 2**20}),
-        param_space={BASE: base.model_dump(mode="json", exclude={"tracking"})},  # Tune writes it down
+        param_space={  # Tune writes it down
+            BASE: base.model_dump(mode="json", exclude={"tracking"}),
+            ENVIRONMENT: worker_environment(),
+        },
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             scheduler=StudyScheduler(searcher),
@@ -194,11 +198,12 @@ def run_with_workers(
 
 def distributed_trial(config: dict[str, Any]) -> None:
     """One trial: training with DDP workers, as anywhere else."""
+    os.environ.update(config[ENVIRONMENT])
     base = TrainSettings.model_validate(config[BASE])
     # A folder of its own for each life of the trial: one that begins anew is not to go on from the weights of another.
     folder = Path(ray.tune.get_context().get_trial_dir()) / os.urandom(3).hex()
     try:
-        chosen = configured(base, {key: value for key, value in config.items() if key != BASE})
+        chosen = configured(base, {key: value for key, value in config.items() if key not in (BASE, ENVIRONMENT)})
         settings = chosen.model_copy(update={"checkpoints": None})  # a trial's name is Tune's own: nothing resumes it
         fit_distributed(settings, folder, callbacks=[TuneReportCallback()])
         for report in trained_epochs(folder):  # one whose worker was lost as it was reported is known only here
