@@ -20,6 +20,7 @@ from emolab.reports.tables import to_csv, to_latex
 from emolab.studies.tuning import print_trials
 from emolab.tuning.finals import Finalist
 from emolab.tuning.methods import make_sampler
+from emolab.tuning.outcome import left_of
 from emolab.tuning.settings import TuneSettings
 from emolab.tuning.space import SearchSpace
 from emolab.tuning.study import Study
@@ -70,6 +71,7 @@ def result(tmp_path: Path) -> Any:
         records=study.records(),
         best=best,
         finalists=[Finalist(record=best, values=(0.5, 0.52, 0.54))],
+        left=left_of(study, trials=12, epochs=None),
         rungs=[1, 3],
         fused=1,
         study=study,
@@ -155,6 +157,21 @@ def test_the_page_holds_every_trial_every_figure_and_the_final(result: Any) -> N
     rows = re.findall(r"<tr><td data-value=\"(\d+)\">\d+</td><td data-value=\"(complete|pruned|failed|fail)\"", shown)
     assert len(rows) == 12
     assert search_figures(result) == figures  # equal results, equal bytes
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        (None, "The search is not over: 12 of 20 trials have ended, and the next call goes on."),
+        (30, "The search is over with 12 of 20 trials, which took all of its 30 epochs."),
+    ],
+)
+def test_the_page_says_where_a_search_ended_without_all_of_its_trials(
+    result: Any, epochs: int | None, said: str
+) -> None:
+    assert "The search is" not in search_page(result, WINNER, {}, TuneSettings()).decode()
+    result.left = left_of(result.study, trials=20, epochs=epochs)
+    assert said in search_page(result, WINNER, {}, TuneSettings()).decode()
 
 
 def test_the_figure_of_importances_says_what_was_compared(result: Any) -> None:
