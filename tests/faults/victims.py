@@ -123,7 +123,7 @@ def beginning(job: str, data: str, output: str, uri: str, at: str, say: Say) -> 
         case "search":
             settings = TuneSettings.model_validate({"data": data, "output": output})
             plan.space = read_space(Path(settings.tuning.space), settings.base())
-            run = begin_search(settings, plan, tracker)
+            run = begin_search(settings, plan, tracker, computes=True)
         case "comparison":
             run = begin_comparison(CompareSettings.model_validate({"data": data, "output": output}), plan, tracker)
         case "sweep":
