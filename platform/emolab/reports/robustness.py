@@ -30,10 +30,11 @@ COMPARED_RATE = 0.6
 
 def robustness_files(results: RobustnessResults) -> dict[str, bytes]:
     """File name -> content: report.html, and its tables and the points of all curves as CSV and LaTeX."""
-    sections = _sections(results)
+    differences = _differences(results)
+    sections = _sections(results, differences)
     files = {"report.html": page(f"Robustness {results.name}", _lines(results), sections)}
     tables = {section.name or section.title: section.table for section in sections if section.table is not None}
-    for name, table in (tables | {"Curves": _points(results), "Differences": _differences(results)}).items():
+    for name, table in (tables | {"Curves": _points(results), "Differences": differences}).items():
         stem = "tables/" + re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
         files |= {f"{stem}.csv": to_csv(table), f"{stem}.tex": to_latex(table)}
     return files
@@ -61,13 +62,13 @@ def _lines(results: RobustnessResults) -> list[str]:
     return lines
 
 
-def _sections(results: RobustnessResults) -> list[Section]:
+def _sections(results: RobustnessResults, differences: TableData) -> list[Section]:
     sections = _summaries(results)
     if results.main_curve() is not None:
         sections.append(
             Section(title=f"Score against the {_unit(results)}", text=_which(results), figure=_curves(results))
         )
-        sections += _comparison(results)
+        sections += _comparison(results, differences)
         sections.append(Section(title=f"Calibration against the {_unit(results)}", figure=_calibration(results)))
         sections.append(_heat_map_section(results))
     if any(group.agreement for group in results.groups):
@@ -240,23 +241,24 @@ def _style(group: Group, number: int) -> dict[str, Any]:
     }
 
 
-def _comparison(results: RobustnessResults) -> list[Section]:
+def _comparison(results: RobustnessResults, differences: TableData) -> list[Section]:
     """Empty where nothing can be compared: no reference, nobody trained as it was, or another rate."""
-    rows = [
-        [c.other, c.difference.value, c.difference.low, c.difference.high, c.difference.p, c.adjusted_p]
-        for c in results.compared(COMPARED_RATE)
-    ]
+    if not differences.rows:
+        return []
     text = (
         f"Difference in accuracy between models trained in the same way; positive favours {results.reference}. "
         "Paired bootstrap over sessions, Holm's correction over the others."
     )
     title = f"{results.reference} against the others at {_unit(results)} {COMPARED_RATE}"
-    table = TableData(columns=["other", "difference", "low", "high", "p", "p (Holm)"], rows=rows)
-    return [Section(title=title, text=text, table=table, name="Differences")] if rows else []
+    told = [i for i, column in enumerate(differences.columns) if column not in ("reference", "metric", "level")]
+    table = TableData(
+        columns=[differences.columns[i] for i in told], rows=[[row[i] for i in told] for row in differences.rows]
+    )
+    return [Section(title=title, text=text, table=table, name="Differences")]
 
 
 def _differences(results: RobustnessResults) -> TableData:
-    """What is compared on the page, with what and where; no row where nothing can be compared."""
+    """The reference against the others, with what and where; no row where nothing can be compared."""
     rows = [
         [results.reference, c.other, "accuracy", COMPARED_RATE, c.difference.value, c.difference.low, c.difference.high,
          c.difference.p, c.adjusted_p]

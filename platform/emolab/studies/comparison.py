@@ -18,7 +18,7 @@ from emolab.configuration import to_yaml
 from emolab.locks import holding
 from emolab.names import UserError, contained
 from emolab.reports.comparison import comparison_files, standings_table
-from emolab.sessions.manifest import Manifest, manifest_text, read_manifest, write_atomically
+from emolab.sessions.manifest import Manifest, manifest_text, read_manifest
 from emolab.sessions.visibility import check_visible
 from emolab.studies.comparison_analysis import Analysis, analyse
 from emolab.studies.comparison_cells import Place, Trained, measure_cells, score_cells, train_cells
@@ -26,6 +26,7 @@ from emolab.studies.comparison_results import RECORD, read_comparison
 from emolab.studies.comparison_search import check_searches, tuned_by_search
 from emolab.studies.comparison_settings import Cell, CompareSettings
 from emolab.studies.dataset import dataset, will_be_made
+from emolab.studies.files import leave
 from emolab.studies.report_settings import ReportSettings
 from emolab.studies.test_split import FILE_NAME as TESTED
 from emolab.studies.test_split import openings
@@ -172,9 +173,7 @@ def _conclude(
     run.log_json(record, RECORD)
     run.set_tags({"emolab.failed_cells": str(sum(bool(t.failure) for t in trained))})
     analysis = analyse(read_comparison(tracker, run.run_id))
-    for name, content in comparison_files(analysis).items():
-        write_atomically(plan.folder / name, content)
-        run.log_file(plan.folder / name, folder=str(Path(name).parent) if "/" in name else None)
+    leave(comparison_files(analysis), plan.folder, run)
     run.finish()
     Console(width=None if Console().is_terminal else 120).print(standings_table(analysis))
     rebuilt = ReportSettings(run=run.run_id, runs=settings.output, tracking=settings.tracking)

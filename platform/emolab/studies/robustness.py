@@ -26,8 +26,9 @@ from emolab.robustness.sweep import missing_units, read_agreements, read_sweep, 
 from emolab.robustness.sweep_plan import SweepPlan, plan_sweep
 from emolab.robustness.tally import Tally
 from emolab.scores import accuracy, macro_f1
-from emolab.sessions.manifest import Manifest, read_manifest, write_atomically
+from emolab.sessions.manifest import Manifest, read_manifest
 from emolab.sessions.selection import SplitLoader, load_selection_split
+from emolab.studies.files import leave
 from emolab.studies.robustness_results import CELLS_FILE, MODELS_FILE, RobustnessResults, counted_models, grouped
 from emolab.studies.robustness_settings import RobustnessSettings
 from emolab.studies.test_split import open_for_sweep
@@ -176,9 +177,7 @@ def _run(settings: RobustnessSettings, prepared: _Prepared, tracker: MLflowTrack
 def _conclude(
     results: RobustnessResults, folder: Path, run: Run, tracker: MLflowTracker, report: Callable[[str], None]
 ) -> None:
-    for name, content in (robustness_files(results) | {CELLS_FILE: sealed.to_parquet(cell_table(results))}).items():
-        write_atomically(folder / name, content)
-        run.log_file(folder / name, folder=str(Path(name).parent) if "/" in name else None)
+    leave(robustness_files(results) | {CELLS_FILE: sealed.to_parquet(cell_table(results))}, folder, run)
     for group in results.groups:
         scores = {f"{key}.{group.slug}": value for key, value in results.summary(group).items() if np.isfinite(value)}
         run.log_metrics(scores, step=0)
